@@ -1,0 +1,86 @@
+"""Every error that a caller can cause: small, typed, carrying data. One line of text each: what, the limit, the way out."""
+
+
+class OpenLoraError(Exception):
+    """The base of all errors that are the caller's to mend; the CLI exits with 2 and the wire maps each class to a status."""
+
+
+class InvalidRequest(OpenLoraError):
+    """A request that can never be served as it is: a field, what was wrong with it, and the limit."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class InvalidConfig(OpenLoraError):
+    """A configuration value that cannot work."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"configuration {key}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+class BadCheckpoint(OpenLoraError):
+    """A file that is not what its format promises; lists every problem found, not only the first."""
+
+    def __init__(self, path: object, *problems: str) -> None:
+        super().__init__(f"{path}: " + "; ".join(problems))
+        self.path = str(path)
+        self.problems = problems
+
+
+class UnsupportedFeature(OpenLoraError):
+    """A well-formed input that asks for what this software does not do; says what to do instead."""
+
+    def __init__(self, path: object, feature: str, remedy: str) -> None:
+        super().__init__(f"{path}: {feature} is not supported; {remedy}")
+        self.path = str(path)
+        self.feature = feature
+        self.remedy = remedy
+
+
+class UnknownAdapter(OpenLoraError):
+    """No adapter of that name is registered."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"unknown adapter {name!r}: `openlora adapters list` shows the registered ones")
+        self.name = name
+
+
+class AdapterExists(OpenLoraError):
+    """The name is taken by other content."""
+
+    def __init__(self, name: str, digest: str) -> None:
+        super().__init__(f"adapter {name!r} is already registered with digest {digest}; use --replace or another name")
+        self.name = name
+        self.digest = digest
+
+
+class AdapterUnavailable(OpenLoraError):
+    """A registered adapter that cannot be served now: its load failed, or its pages fit no pool."""
+
+    def __init__(self, name: str, digest: str, reason: str) -> None:
+        super().__init__(f"adapter {name!r} ({digest}) cannot be served: {reason}")
+        self.name = name
+        self.digest = digest
+        self.reason = reason
+
+
+class Overloaded(OpenLoraError):
+    """A limit of the server is reached; the same request may succeed later."""
+
+    def __init__(self, limit: str, value: int) -> None:
+        super().__init__(f"the server is at its limit of {value} {limit}; try again later")
+        self.limit = limit
+        self.value = value
+
+
+class EngineStopped(OpenLoraError):
+    """The engine is shutting down or has failed; the request was not finished."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the engine has stopped: {reason}")
+        self.reason = reason
