@@ -84,3 +84,11 @@ class EngineStopped(OpenLoraError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"the engine has stopped: {reason}")
         self.reason = reason
+
+
+class DeadlineExceeded(OpenLoraError):
+    """The request's deadline passed before it was finished."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__(f"the deadline passed while the request was in {phase}")
+        self.phase = phase

@@ -1,0 +1,95 @@
+"""What goes into the engine and what comes out: plain data, no arrays."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from openlora_jax.engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class MixItem:
+    """One member of a mix: a registered adapter's name and its finite weight."""
+
+    adapter: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateRequest:
+    """A prompt to continue. `mix` is empty for the base model, one item of weight 1 for a plain adapter.
+
+    `deadline` is in `time.monotonic()` seconds; the request ends with DeadlineExceeded within one step of it.
+    """
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    mix: tuple[MixItem, ...] = ()
+    deadline: float | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRequest:
+    """A completion to score token by token, given the prompt that precedes it."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    mix: tuple[MixItem, ...] = ()
+    deadline: float | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A chosen token's log-probability and the most likely alternatives (id -> log-probability, best first)."""
+
+    token_id: int
+    logprob: float
+    top: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delta:
+    """New text of one sample. `finish_reason` is set on the sample's last delta; `text` never holds half a character."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timings:
+    """Where a request's time went, in seconds."""
+
+    queue: float
+    load: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """The last event of a generate request, after every sample's last delta."""
+
+    seed: int
+    adapter_digests: tuple[str, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    timings: Timings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """The only event of a score request: per completion token its log-probability and whether it was the argmax."""
+
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
+    adapter_digests: tuple[str, ...]
+    timings: Timings
+
+
+Event = Delta | Finished | Scored
