@@ -1,0 +1,1 @@
+"""Deployment settings shipped with the package, found by name: `--config cpu`."""

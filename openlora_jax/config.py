@@ -1,0 +1,80 @@
+"""Deployment settings: one YAML file, checked once, frozen after."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from openlora_jax.errors import InvalidConfig
+
+BackendName = Literal["auto", "cpu", "cuda", "tpu", "interpret"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class EngineConfig(BaseModel):
+    """Settings of one engine. Sizes are in tokens, rows, blocks or pages as the name says.
+
+    Attributes:
+        backend: which implementation of each operation to use; `auto` picks by device.
+        dtype: of weights, KV and pool.
+        max_rows: sequences decoded together, at most.
+        row_buckets: row counts that a decode program is compiled for, ascending; the last is `max_rows`.
+        prefill_chunk: prompt tokens of one step, at most; a multiple of 16.
+        chunk_buckets: token counts that a prefill program is compiled for; the last is `prefill_chunk`.
+        max_model_len: prompt and output of one sequence, at most.
+        kv_block: tokens of a KV block; a multiple of 16.
+        kv_blocks: blocks of the KV pool; one more than what is usable, block 0 is scratch.
+        pool_pages: rank pages of each linear module; page 0 is all zeros.
+        wide_pool_pages: the same for `embed_tokens` and `lm_head`, whose pages are as wide as the vocabulary.
+        work_items: (page, scale) items of one module in one step, at most.
+        host_cache_bytes: adapters kept in host memory, in bytes.
+        loader_threads: adapters read from disk at the same time.
+        max_queue: requests waiting, at most; further ones are refused.
+        deterministic: results bit-equal whatever else is in the batch, at the price of one row bucket.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: BackendName = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_rows: Positive = 16
+    row_buckets: tuple[Positive, ...] = (1, 4, 16)
+    prefill_chunk: Positive = 256
+    chunk_buckets: tuple[Positive, ...] = (64, 256)
+    max_model_len: Positive = 2048
+    kv_block: Positive = 32
+    kv_blocks: Positive = 513
+    pool_pages: Positive = 65
+    wide_pool_pages: Positive = 5
+    work_items: Positive = 1024
+    host_cache_bytes: Positive = 2 * 1024**3
+    loader_threads: Positive = 2
+    max_queue: Positive = 1024
+    deterministic: bool = False
+
+    @classmethod
+    def load(cls, name_or_path: str) -> Self:
+        """Reads `configs/NAME.yaml` of this package, or a YAML file at a path.
+
+        Raises:
+            InvalidConfig: no such name or file, no YAML, or a value that cannot work.
+        """
+        try:
+            text = _read(name_or_path)
+            return cls.model_validate(yaml.safe_load(text) or {})
+        except OSError as error:
+            raise InvalidConfig(name_or_path, f"cannot be read: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise InvalidConfig(name_or_path, f"is not YAML: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InvalidConfig(".".join(str(part) for part in first["loc"]) or name_or_path, first["msg"]) from error
+
+
+def _read(name_or_path: str) -> str:
+    shipped = resources.files("configs") / f"{name_or_path}.yaml"
+    if "/" not in name_or_path and shipped.is_file():
+        return shipped.read_text()
+    return Path(name_or_path).read_text()
