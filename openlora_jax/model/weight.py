@@ -1,0 +1,26 @@
+"""A weight described once: shape, logical axes and source. Initialisation, sharding and loading derive from it."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One array of the base model.
+
+    Attributes:
+        shape: as stored: products are `[out, in]`.
+        axes: the logical name of each dimension.
+        sources: the Hugging Face tensors that it is made of, joined along the first dimension, with their row counts.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    sources: tuple[tuple[str, int], ...]
+
+    def parameter(self) -> nnx.Param[jax.ShapeDtypeStruct]:
+        """The described weight as a module's parameter, still without a value."""
+        return nnx.Param(jax.ShapeDtypeStruct(self.shape, jnp.float32), weight=self)
