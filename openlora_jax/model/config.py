@@ -21,7 +21,7 @@ class RopeScaling:
 class ModelConfig:
     """The architecture of a base model.
 
-    The following conditions hold: `num_heads` is a multiple of `num_kv_heads`, `head_dim` is even, all sizes are positive.
+    These hold: `num_heads` is a multiple of `num_kv_heads`, `head_dim` is even, all sizes are positive.
     """
 
     family: Family
