@@ -1,0 +1,100 @@
+"""What the engine asks of the device and what comes back: plain data, made by the scheduler, turned into arrays by the runner."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from openlora_jax.engine.request import TokenLogprobs
+from openlora_jax.engine.sampling_params import SamplingParams
+
+TILE = 16
+"""Tokens of a prefill tile: chunks and tiles start at multiples of it."""
+
+AdapterPages = Mapping[str, tuple[int, ...]]
+"""Where one adapter is on the device: module name -> its rank pages; a module that it does not target is absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSampling:
+    """How to choose the token that follows a tile. Its key is fold_in(seed, sample index, position).
+
+    Attributes:
+        params: the request's parameters; `seed` is always set.
+        sample_index: which of the request's `n` samples.
+        position: of the token to choose, in its sequence.
+        forbidden: ids that must not be chosen now: what would end the sequence before `min_tokens`.
+    """
+
+    params: SamplingParams
+    sample_index: int
+    position: int
+    forbidden: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A run of tokens of one sequence: up to 16 in a chunk, exactly one in a decode step.
+
+    Attributes:
+        slot: the sequence's row in the runner's per-sequence state, 0..max_rows-1; no other sequence has it.
+        start: position of the first token; a multiple of 16 in a chunk.
+        tokens: 1..16 ids; None in a decode step: the token last sampled in `slot`, which is on the device.
+        blocks: the sequence's KV blocks so far; position p lies in `blocks[p // kv_block]`. Never block 0. They cover the tile.
+        pages: pages and weight of each member of the mix; () is the base model.
+        sampling: how to sample after the last token; None does not sample. Always set in a decode step, never in a score chunk.
+        targets: score chunks: the token that follows each of `tokens`; None where nothing of this tile is scored.
+    """
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...] | None
+    blocks: Sequence[int]
+    pages: tuple[tuple[AdapterPages, float], ...] = ()
+    sampling: RowSampling | None = None
+    targets: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One device dispatch. Per module, the items (pages of all tiles together) never exceed `work_items`.
+
+    A sequence may have several tiles in one chunk, in ascending order; a tile sees the keys of the tiles before it.
+    A slot that samples in a chunk is decoded right after it, from the token on the device.
+    """
+
+    kind: Literal["prefill", "decode", "score"]
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TileScores:
+    """Per token of a scored tile: the log-probability of its target and whether that was the argmax."""
+
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
+
+
+RowOutput = TokenLogprobs | TileScores | None
+"""One tile's result: the sampled token, the scores of `targets`, or None where neither was asked for."""
+
+
+class StepResult(Protocol):
+    """A dispatched step, perhaps still running."""
+
+    def read(self) -> Sequence[RowOutput]:
+        """Waits for the step. One entry a tile, in the plan's order; `top` is empty unless `params.logprobs` asks for it."""
+
+
+class Runner(Protocol):
+    """The device side. Calls take effect in call order; none of them waits. Engine thread only."""
+
+    def prepare_slot(
+        self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int], params: SamplingParams
+    ) -> None:
+        """Gives `slot` to a new sequence: what the penalties count and the logit bias; `output_ids` after a preemption."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copies one KV block over all layers: a fork's own copy of the prompt's last block."""
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Dispatches one step. An exception here, or in `read`, says that the step's results are lost."""
