@@ -1,4 +1,4 @@
-"""What the engine asks of the device and what comes back: plain data, made by the scheduler, turned into arrays by the runner."""
+"""What the engine asks of the device and what comes back: plain data that the runner turns into arrays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ class Tile:
         slot: the sequence's row in the runner's per-sequence state, 0..max_rows-1; no other sequence has it.
         start: position of the first token; a multiple of 16 in a chunk.
         tokens: 1..16 ids; None in a decode step: the token last sampled in `slot`, which is on the device.
-        blocks: the sequence's KV blocks so far; position p lies in `blocks[p // kv_block]`. Never block 0. They cover the tile.
+        blocks: the sequence's KV blocks so far, never block 0; position p lies in `blocks[p // kv_block]`.
         pages: pages and weight of each member of the mix; () is the base model.
-        sampling: how to sample after the last token; None does not sample. Always set in a decode step, never in a score chunk.
+        sampling: how to sample after the last token; None does not sample. Set in every decode tile, in no score tile.
         targets: score chunks: the token that follows each of `tokens`; None where nothing of this tile is scored.
     """
 
@@ -82,7 +82,7 @@ class StepResult(Protocol):
     """A dispatched step, perhaps still running."""
 
     def read(self) -> Sequence[RowOutput]:
-        """Waits for the step. One entry a tile, in the plan's order; `top` is empty unless `params.logprobs` asks for it."""
+        """Waits for the step. One entry a tile, in the plan's order; `top` holds `params.logprobs` alternatives."""
 
 
 class Runner(Protocol):
@@ -91,7 +91,7 @@ class Runner(Protocol):
     def prepare_slot(
         self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int], params: SamplingParams
     ) -> None:
-        """Gives `slot` to a new sequence: what the penalties count and the logit bias; `output_ids` after a preemption."""
+        """Gives `slot` to a new sequence: penalty counts, logit bias; `output_ids` are what it had before a preemption."""
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies one KV block over all layers: a fork's own copy of the prompt's last block."""
