@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from openlora_jax.engine.request import TokenLogprobs
+from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling_params import SamplingParams
 
 TILE = 16
@@ -15,25 +16,10 @@ AdapterPages = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class RowSampling:
-    """How to choose the token that follows a tile. Its key is fold_in(seed, sample index, position).
-
-    Attributes:
-        params: the request's parameters; `seed` is always set.
-        sample_index: which of the request's `n` samples.
-        position: of the token to choose, in its sequence.
-        forbidden: ids that must not be chosen now: what would end the sequence before `min_tokens`.
-    """
-
-    params: SamplingParams
-    sample_index: int
-    position: int
-    forbidden: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Tile:
     """A run of tokens of one sequence: up to 16 in a chunk, exactly one in a decode step.
+
+    A sampled token's position, the last part of its key, is the one after the tile: start + its number of tokens.
 
     Attributes:
         slot: the sequence's row in the runner's per-sequence state, 0..max_rows-1; no other sequence has it.
@@ -91,7 +77,7 @@ class Runner(Protocol):
     def prepare_slot(
         self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int], params: SamplingParams
     ) -> None:
-        """Gives `slot` to a new sequence: penalty counts, logit bias; `output_ids` are what it had before a preemption."""
+        """Gives `slot` to a new sequence: penalty counts, bias; `output_ids` are what it had before a preemption."""
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies one KV block over all layers: a fork's own copy of the prompt's last block."""
