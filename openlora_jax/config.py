@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -55,7 +55,7 @@ class EngineConfig(BaseModel):
     deterministic: bool = False
 
     @classmethod
-    def load(cls, name_or_path: str) -> Self:
+    def load(cls, name_or_path: str) -> "EngineConfig":
         """Reads `configs/NAME.yaml` of this package, or a YAML file at a path.
 
         Raises:

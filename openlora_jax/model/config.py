@@ -1,7 +1,7 @@
 """What a decoder-only base model is: the facts that a checkpoint must supply. Nothing here has a default."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 
@@ -54,7 +54,7 @@ class ModelConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
+    def from_json(cls, fields: dict[str, Any]) -> "ModelConfig":
         """The inverse of `to_json`; unknown or missing keys raise TypeError."""
         scaling = fields["rope_scaling"]
         return cls(

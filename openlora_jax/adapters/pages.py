@@ -1,0 +1,62 @@
+"""Which page of the pool belongs to whom: one free list per module."""
+
+from collections.abc import Mapping
+
+from openlora_jax.adapters.modules import MODULES
+from openlora_jax.config import EngineConfig
+
+AdapterPages = Mapping[str, tuple[int, ...]]
+"""Module name -> the pool pages of one adapter, in rank order; a module that it does not target is absent."""
+
+ZERO_PAGE = 0
+"""The page of every module that stays all zeros and is never given away."""
+
+CAPACITY_KEYS = {
+    module: "wide_pool_pages" if module in ("embed_tokens", "lm_head") else "pool_pages" for module in MODULES
+}
+"""Module name -> the configuration key that sets how many pages it has."""
+
+
+def pool_capacities(config: EngineConfig) -> dict[str, int]:
+    """The pages of every module of `MODULES`, in that order, the zero page included."""
+    return {module: getattr(config, key) for module, key in CAPACITY_KEYS.items()}
+
+
+class PageAllocator:
+    """The free pages of every module.
+
+    The following conditions hold: a page is free or given away, never both; `ZERO_PAGE` is neither.
+    Not thread-safe: its owner holds the lock.
+
+    Attributes:
+        usable: module name -> pages that can be given away at all.
+    """
+
+    def __init__(self, capacities: Mapping[str, int]) -> None:
+        self.usable = {module: capacity - 1 for module, capacity in capacities.items()}
+        self._free = {module: list(range(capacity - 1, ZERO_PAGE, -1)) for module, capacity in capacities.items()}
+
+    def num_free(self, module: str) -> int:
+        return len(self._free[module])
+
+    def free_pages(self, module: str) -> frozenset[int]:
+        return frozenset(self._free[module])
+
+    def allocate(self, counts: Mapping[str, int]) -> AdapterPages | None:
+        """Gives away `counts[module]` pages of every module named, or none of any and None if one has too few."""
+        if any(count > len(self._free[module]) for module, count in counts.items()):
+            return None
+        return {module: tuple(self._free[module].pop() for _ in range(count)) for module, count in counts.items()}
+
+    def release(self, pages: AdapterPages) -> None:
+        """Takes back what `allocate` gave."""
+        for module, ids in pages.items():
+            self._free[module].extend(reversed(ids))
+
+    def validate(self) -> None:
+        """Raises RuntimeError if a page is free twice or was never the allocator's to give."""
+        for module, free in self._free.items():
+            if len(set(free)) != len(free):
+                raise RuntimeError(f"{module}: a page is free twice: {sorted(free)}")
+            if not set(free) <= set(range(1, self.usable[module] + 1)):
+                raise RuntimeError(f"{module}: a free page is outside 1..{self.usable[module]}: {sorted(free)}")

@@ -1,0 +1,34 @@
+from openlora_jax.adapters.modules import MODULES
+from openlora_jax.adapters.pages import ZERO_PAGE, PageAllocator, pool_capacities
+from openlora_jax.config import EngineConfig
+
+
+def test_capacities_follow_the_configuration() -> None:
+    capacities = pool_capacities(EngineConfig(pool_pages=9, wide_pool_pages=3))
+    assert tuple(capacities) == MODULES
+    assert capacities["down_proj"] == 9
+    assert capacities["embed_tokens"] == capacities["lm_head"] == 3
+
+
+def test_every_page_but_the_zero_page_is_given_away_once() -> None:
+    allocator = PageAllocator({"q_proj": 5})
+    pages = [allocator.allocate({"q_proj": 2}) for _ in range(2)]
+    given = [page for some in pages if some for page in some["q_proj"]]
+    assert sorted(given) == [1, 2, 3, 4]
+    assert ZERO_PAGE not in given
+
+
+def test_allocation_is_all_or_nothing_over_modules() -> None:
+    allocator = PageAllocator({"q_proj": 5, "v_proj": 2})
+    assert allocator.allocate({"q_proj": 1, "v_proj": 2}) is None
+    assert (allocator.num_free("q_proj"), allocator.num_free("v_proj")) == (4, 1)
+    assert allocator.allocate({"q_proj": 4, "v_proj": 1}) is not None
+
+
+def test_released_pages_can_be_given_away_again() -> None:
+    allocator = PageAllocator({"q_proj": 3})
+    pages = allocator.allocate({"q_proj": 2})
+    assert pages is not None
+    allocator.release(pages)
+    allocator.validate()
+    assert allocator.allocate({"q_proj": 2}) is not None

@@ -1,0 +1,152 @@
+"""Page writes on the device. One tiny base model; every array is random, so that a misplaced page shows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from openlora_jax.adapters.modules import MODULES, module_shapes
+from openlora_jax.adapters.pool import AdapterPool
+from openlora_jax.model.config import ModelConfig
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=48,
+    hidden_size=16,
+    intermediate_size=40,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    max_position=64,
+    rms_norm_eps=1e-5,
+    rope_theta=1e4,
+    rope_scaling=None,
+    tie_word_embeddings=True,
+    qkv_bias=False,
+    qk_norm=False,
+    bos_token_id=None,
+    eos_token_ids=(0,),
+)
+CAPACITIES = dict.fromkeys(MODULES, 6)
+Tensors = dict[str, NDArray[np.generic]]
+
+
+def make_pool(dtype: str = "float32") -> AdapterPool:
+    return AdapterPool.create(CONFIG, CAPACITIES, jnp.dtype(dtype))
+
+
+def make_adapter(seed: int, counts: dict[str, int], dtype: str = "float32") -> Tensors:
+    rng = np.random.default_rng(seed)
+    shapes = module_shapes(CONFIG)
+    return {
+        f"{module}.{side}": rng.standard_normal((shapes[module].layers, count, 16, width)).astype(jnp.dtype(dtype))
+        for module, count in counts.items()
+        for side, width in (("A", shapes[module].d_in), ("B", shapes[module].d_out))
+    }
+
+
+def snapshot(pool: AdapterPool) -> dict[str, tuple[NDArray[np.generic], NDArray[np.generic]]]:
+    return {module: (np.array(a), np.array(b)) for module, (a, b) in pool.arrays.items()}
+
+
+def test_a_fresh_pool_is_zeros_of_the_module_shapes() -> None:
+    pool = make_pool()
+    assert tuple(pool.arrays) == MODULES
+    assert pool.arrays["embed_tokens"][0].shape == (1, 6, 16, 48)
+    assert pool.arrays["k_proj"][1].shape == (3, 6, 16, 8)
+    assert pool.nbytes == sum(a.size + b.size for a, b in pool.arrays.values()) * 4
+    assert all(not np.any(a) and not np.any(b) for a, b in snapshot(pool).values())
+
+
+@pytest.mark.parametrize("staged", [True, False])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("stored", "pool_dtype"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")]
+)
+def test_a_write_puts_each_page_where_it_belongs_and_touches_no_other(
+    staged: bool, count: int, stored: str, pool_dtype: str
+) -> None:
+    counts = {"q_proj": count, "embed_tokens": count}
+    tensors = make_adapter(1, counts, stored)
+    pool = make_pool(pool_dtype)
+    pages = {"q_proj": (4, 2, 5)[:count], "embed_tokens": (1, 3, 2)[:count]}
+    pool.write(pages, pool.stage(counts, tensors) if staged else tensors)
+    for module, arrays in snapshot(pool).items():
+        owned = list(pages.get(module, ()))
+        others = [page for page in range(6) if page not in owned]
+        for side, array in zip("AB", arrays, strict=True):
+            assert not np.any(array[:, others])
+            if owned:
+                np.testing.assert_array_equal(
+                    array[:, owned], tensors[f"{module}.{side}"].astype(jnp.dtype(pool_dtype))
+                )
+
+
+def test_a_former_owner_leaves_no_residue() -> None:
+    small, large = {"q_proj": 1}, {"q_proj": 1, "v_proj": 2}
+    fresh, used = make_pool(), make_pool()
+    x = make_adapter(1, small)
+    x["q_proj.A"][:, :, 3:] = 0  # rank 3: the page's other ranks are zeros and must overwrite
+    used.write({"q_proj": (1,), "v_proj": (1, 2)}, make_adapter(2, large))
+    for pool in (fresh, used):
+        pool.write({"q_proj": (1,)}, x)
+    for left, right in zip(fresh.arrays["q_proj"], used.arrays["q_proj"], strict=True):
+        assert np.array(left).tobytes() == np.array(right).tobytes()
+
+
+def test_no_write_compiles_after_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    pool = AdapterPool.create(CONFIG, dict.fromkeys(MODULES, 7), jnp.dtype("float32"))
+    with jax.log_compiles():
+        pool.compile()
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        for dtype in ("float32", "bfloat16"):
+            for count in (1, 2, 4):
+                counts = dict.fromkeys(MODULES, count)
+                tensors = pool.stage(counts, make_adapter(count, counts, dtype))
+                pool.write(dict.fromkeys(MODULES, tuple(range(1, count + 1))), tensors)
+    assert "Compiling" not in caplog.text
+
+
+def test_a_write_is_in_place() -> None:
+    pool = make_pool()
+    before = [side.unsafe_buffer_pointer() for side in pool.arrays["q_proj"]]
+    pool.write({"q_proj": (1, 2)}, make_adapter(1, {"q_proj": 2}))
+    assert [side.unsafe_buffer_pointer() for side in pool.arrays["q_proj"]] == before
+
+
+def test_a_step_dispatched_before_a_write_reads_the_old_page() -> None:
+    pool = make_pool()
+    tensors = make_adapter(1, {"q_proj": 1})
+    pool.write({"q_proj": (1,)}, tensors)
+    old = jnp.sin(pool.arrays["q_proj"][0][:, 1])
+    pool.write({"q_proj": (1,)}, make_adapter(2, {"q_proj": 1}))
+    np.testing.assert_allclose(old, np.sin(tensors["q_proj.A"][:, 0]), rtol=1e-5)
+
+
+def test_staging_lays_each_page_out_in_one_piece() -> None:
+    counts = {"q_proj": 2}
+    tensors = make_adapter(1, counts)
+    staged = make_pool().stage(counts, tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(staged[name], tensor)
+        assert staged[name][:, 1].flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"q_proj.A": np.zeros((3, 1, 16, 15), np.float32)},
+            r"q_proj\.A is \(3, 1, 16, 15\) where .* \(3, 1, 16, 16\)",
+        ),
+        ({"q_proj.A": np.zeros((3, 1, 16, 16), np.float64)}, r"q_proj\.A is float64"),
+        ({"v_proj.A": np.zeros((3, 1, 16, 16), np.float32)}, r"arrays .*v_proj.* where"),
+    ],
+)
+def test_arrays_that_do_not_fit_the_base_model_are_refused(change: Tensors, message: str) -> None:
+    tensors = make_adapter(1, {"q_proj": 1}) | change
+    with pytest.raises(ValueError, match=message):
+        make_pool().stage({"q_proj": 1}, tensors)
