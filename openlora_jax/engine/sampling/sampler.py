@@ -1,0 +1,104 @@
+"""From a step's logits to its tokens."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float32, Int32
+
+from openlora_jax.engine.sampling.batch import SamplingBatch
+from openlora_jax.engine.sampling.draw import draw, uniforms
+from openlora_jax.engine.sampling.filters import reach
+from openlora_jax.engine.sampling.logits import adjust, adjusted_rows
+from openlora_jax.engine.sampling.state import SamplerState
+from openlora_jax.engine.sampling_params import MAX_LOGPROBS
+
+HEAD = 64
+"""Most likely tokens looked at first; filters that keep no more than these never search the whole vocabulary."""
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this are greedy: dividing by them would only overflow."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["token", "logprob", "top_ids", "top_logprobs"], meta_fields=[])
+@dataclass(frozen=True)
+class Sampled:
+    """A step's tokens. Log-probabilities are the model's own: of its logits before penalties, temperature and filters.
+
+    Attributes:
+        token: chosen id of each row.
+        logprob: of that id.
+        top_ids: the most likely ids, best first; equal ones by id.
+        top_logprobs: of those ids.
+    """
+
+    token: Int32[Array, "T"]
+    logprob: Float32[Array, "T"]
+    top_ids: Int32[Array, "T C"]
+    top_logprobs: Float32[Array, "T C"]
+
+
+def sample(state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBatch) -> tuple[SamplerState, Sampled]:
+    """Chooses a token per row, and notes it in the row's slot.
+
+    In this order, as transformers and vLLM do: repetition, presence and frequency penalties, logit bias, forbidden
+    tokens, temperature, top-k, top-p (of the mass that top-k left), min-p, and one draw from what is left. A row of
+    temperature 0 takes the most likely token after the forbidden ones; equal ones by id. A batch of such rows alone,
+    without penalties, pays for the head and the normaliser only.
+    """
+    head, head_ids = _best(logits)
+    normaliser = head[:, 0] + jnp.log(jnp.sum(jnp.exp(logits - head[:, :1]), axis=1))
+    plain = ~jnp.any(adjusted_rows(batch, logits.shape[1])) & ~jnp.any(batch.temperature >= GREEDY_BELOW)
+    token: Array = lax.cond(plain, lambda: head_ids[:, 0], lambda: _choose(state, logits, batch, head, head_ids))
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+    sampled = Sampled(
+        token=token,
+        logprob=chosen - normaliser,
+        top_ids=head_ids[:, :MAX_LOGPROBS],
+        top_logprobs=head[:, :MAX_LOGPROBS] - normaliser[:, None],
+    )
+    state = replace(
+        state,
+        last_token=state.last_token.at[batch.slot].set(token),
+        output_counts=state.output_counts.at[batch.slot, token].add(1),
+    )
+    return state, sampled
+
+
+def _best(logits: Float32[Array, "T V"]) -> tuple[Float32[Array, "T K"], Int32[Array, "T K"]]:
+    """The head: K logits and their ids, best first."""
+    # XLA:CPU forgets its partial selection and sorts whole rows, 100 times slower, once it can see a slice of a top_k.
+    best = lax.top_k(logits, min(HEAD, logits.shape[1]))
+    head, ids = lax.optimization_barrier(best)  # type: ignore[no-untyped-call]
+    return head, ids
+
+
+def _choose(
+    state: SamplerState,
+    logits: Float32[Array, "T V"],
+    batch: SamplingBatch,
+    head: Float32[Array, "T K"],
+    head_ids: Int32[Array, "T K"],
+) -> Int32[Array, "T"]:
+    """The token of each row of a batch in which some row is not plain."""
+
+    def adjusted() -> tuple[Float32[Array, "T V"], Float32[Array, "T K"], Int32[Array, "T K"]]:
+        changed = adjust(state, logits, batch)
+        return changed, *_best(changed)
+
+    some = jnp.any(adjusted_rows(batch, logits.shape[1]))
+    logits, head, head_ids = lax.cond(some, adjusted, lambda: (logits, head, head_ids))
+    drawn: Array = lax.cond(
+        jnp.any(batch.temperature >= GREEDY_BELOW), lambda: _draw(logits, head, batch), lambda: head_ids[:, 0]
+    )
+    return jnp.where(batch.temperature >= GREEDY_BELOW, drawn, head_ids[:, 0])
+
+
+def _draw(logits: Float32[Array, "T V"], head: Float32[Array, "T K"], batch: SamplingBatch) -> Int32[Array, "T"]:
+    best = head[:, :1]
+    scale = jnp.maximum(batch.temperature, GREEDY_BELOW)[:, None]
+    weights = jnp.exp((logits - best) / scale)
+    kept = reach(best - logits, weights, best - head, jnp.exp((head - best) / scale), batch)
+    return draw(jnp.where(best - logits <= kept[:, None], weights, 0), uniforms(batch))

@@ -1,0 +1,80 @@
+"""What the sampler remembers of each sequence, on the device."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float32, Int32
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["last_token", "output_counts", "prompt_seen", "bias"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class SamplerState:
+    """One row per slot; the last slot is scratch, written by padding rows and never read for a sequence.
+
+    Attributes:
+        last_token: the token that the next decode step feeds.
+        output_counts: how often each token was sampled; valid only in slots that were prepared.
+        prompt_seen: whether each token is in the prompt; likewise.
+        bias: what is added to each logit; likewise.
+    """
+
+    last_token: Int32[Array, "S"]
+    output_counts: Int32[Array, "S V"]
+    prompt_seen: Bool[Array, "S V"]
+    bias: Float32[Array, "S V"]
+
+    @classmethod
+    def create(cls, slots: int, vocab: int) -> Self:
+        """The state of `slots` slots, scratch included: `max_rows + 1`."""
+        return cls(
+            last_token=jnp.zeros(slots, jnp.int32),
+            output_counts=jnp.zeros((slots, vocab), jnp.int32),
+            prompt_seen=jnp.zeros((slots, vocab), jnp.bool_),
+            bias=jnp.zeros((slots, vocab), jnp.float32),
+        )
+
+
+@partial(jax.jit, donate_argnames="state")
+def prepare_slot(
+    state: SamplerState,
+    slot: Int32[Array, ""],
+    prompt_seen: Bool[Array, "V"],
+    output_counts: Int32[Array, "V"],
+    bias: Float32[Array, "V"],
+) -> SamplerState:
+    """Writes the rows of a slot's new occupant; needed only if its `RowSampling.uses_slot`, else they are not read."""
+    return replace(
+        state,
+        prompt_seen=state.prompt_seen.at[slot].set(prompt_seen),
+        output_counts=state.output_counts.at[slot].set(output_counts),
+        bias=state.bias.at[slot].set(bias),
+    )
+
+
+@partial(jax.jit, donate_argnames="state")
+def copy_slot(state: SamplerState, source: Int32[Array, ""], target: Int32[Array, ""]) -> SamplerState:
+    """Makes `target` a copy of `source`, last token included: a sample that shares its prompt."""
+    copied: SamplerState = jax.tree.map(lambda rows: rows.at[target].set(rows[source]), state)
+    return copied
+
+
+def slot_rows(
+    prompt_ids: Sequence[int], output_ids: Sequence[int], logit_bias: Mapping[int, float], vocab: int
+) -> tuple[Bool[np.ndarray, "V"], Int32[np.ndarray, "V"], Float32[np.ndarray, "V"]]:
+    """The last three arguments of `prepare_slot` for one sequence; all ids are below `vocab`."""
+    prompt_seen = np.zeros(vocab, np.bool_)
+    prompt_seen[list(prompt_ids)] = True
+    output_counts = np.bincount(np.asarray(output_ids, np.int64), minlength=vocab).astype(np.int32)
+    bias = np.zeros(vocab, np.float32)
+    bias[list(logit_bias)] = list(logit_bias.values())
+    return prompt_seen, output_counts, bias
