@@ -1,0 +1,1 @@
+"""The gRPC server and its Python client. Knows the interface of the engine, no arrays."""

@@ -1,0 +1,81 @@
+"""The registered adapters and where each of them is: the store's names joined with the residency in memory."""
+
+from collections.abc import Mapping
+
+from openlora_jax.errors import BadCheckpoint, InvalidRequest
+from serving.engine import LLM, AdapterStatus
+from serving.proto import openlora_pb2 as pb
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+
+STATES: Mapping[str, pb.AdapterState] = {
+    "absent": pb.ADAPTER_STATE_DISK,
+    "loading": pb.ADAPTER_STATE_LOADING,
+    "host": pb.ADAPTER_STATE_HOST,
+    "resident": pb.ADAPTER_STATE_DEVICE,
+    "draining": pb.ADAPTER_STATE_DRAINING,
+}
+"""What the adapter cache calls a state -> what the wire calls it; one that it does not know is on disk."""
+
+
+def page(llm: LLM, size: int, token: str) -> pb.ListAdaptersResponse:
+    """The next `size` adapters after the name `token`, by name. A page token is the last name of its page.
+
+    Raises:
+        InvalidRequest: a size out of range.
+    """
+    if not 0 <= size <= MAX_PAGE_SIZE:
+        raise InvalidRequest("page_size", f"is {size}; give 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
+    registered = llm.store.registrations()
+    following = sorted(name for name in registered if name > token)
+    names = following[: size or DEFAULT_PAGE_SIZE]
+    in_memory = _in_memory(llm)
+    return pb.ListAdaptersResponse(
+        adapters=[_adapter(llm, name, registered[name].digest, in_memory) for name in names],
+        next_page_token=names[-1] if len(names) < len(following) else "",
+        total=len(registered),
+    )
+
+
+def get(llm: LLM, name: str) -> pb.Adapter:
+    """Raises UnknownAdapter, as do the functions below."""
+    return _adapter(llm, name, llm.store.resolve(name), _in_memory(llm))
+
+
+def load(llm: LLM, name: str) -> pb.Adapter:
+    llm.adapters.load(name, llm.store.resolve(name))
+    return get(llm, name)
+
+
+def unload(llm: LLM, name: str) -> pb.Adapter:
+    llm.adapters.unload(llm.store.resolve(name))
+    return get(llm, name)
+
+
+def pin(llm: LLM, name: str) -> pb.Adapter:
+    llm.adapters.pin(llm.store.resolve(name), True)
+    return get(llm, name)
+
+
+def unpin(llm: LLM, name: str) -> pb.Adapter:
+    llm.adapters.pin(llm.store.resolve(name), False)
+    return get(llm, name)
+
+
+def _in_memory(llm: LLM) -> Mapping[str, AdapterStatus]:
+    return {status.digest: status for status in llm.adapters.status()}
+
+
+def _adapter(llm: LLM, name: str, digest: str, in_memory: Mapping[str, AdapterStatus]) -> pb.Adapter:
+    adapter = pb.Adapter(name=name, digest=digest, state=pb.ADAPTER_STATE_DISK)
+    if status := in_memory.get(digest):
+        adapter.state, adapter.requests, adapter.pinned = STATES[status.state], status.requests, status.pinned
+    try:
+        manifest = llm.store.manifest(digest)
+    except BadCheckpoint:
+        adapter.state = pb.ADAPTER_STATE_DAMAGED  # one damaged adapter hides no other from a listing
+        return adapter
+    adapter.rank = max(module.rank for module in manifest.modules.values())
+    adapter.pages = sum(manifest.pages.values())
+    return adapter

@@ -1,0 +1,89 @@
+"""What the server needs of the library, and nothing more; `openlora_jax.LLM` has it."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.registry import Registration
+from openlora_jax.config import EngineConfig
+from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest
+
+
+class EventStream(Protocol):
+    """One request's events; ends after its last event, or raises the OpenLoraError that ended it."""
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    def cancel(self) -> None:
+        """Frees what the request holds, within one step. Any thread, any number of times."""
+
+
+class Engine(Protocol):
+    def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
+        """Admits a request, or raises InvalidRequest, UnknownAdapter, Overloaded or EngineStopped at once."""
+
+    def stop(self, grace: float) -> None:
+        """Ends the requests that are left after `grace` seconds with EngineStopped."""
+
+
+class Tokenizer(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str, special: bool = True) -> list[int]: ...
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...
+
+
+class Store(Protocol):
+    """The registered adapters on disk."""
+
+    def resolve(self, name: str) -> str:
+        """The digest of a registered name, or raises UnknownAdapter."""
+
+    def registrations(self) -> Mapping[str, Registration]: ...
+
+    def manifest(self, digest: str) -> Manifest: ...
+
+
+class AdapterStatus(Protocol):
+    """Where one adapter is in memory, and how many requests use it or wait for it."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def pinned(self) -> bool: ...
+
+
+class AdapterCache(Protocol):
+    """The adapters in memory. Any thread."""
+
+    def status(self) -> Sequence[AdapterStatus]: ...
+
+    def load(self, name: str, digest: str) -> None:
+        """Waits until the adapter is in host memory, or raises AdapterUnavailable."""
+
+    def unload(self, digest: str) -> None: ...
+
+    def pin(self, digest: str, pinned: bool) -> None: ...
+
+
+class LLM(Protocol):
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def adapters(self) -> AdapterCache: ...
+    @property
+    def config(self) -> EngineConfig: ...
+    @property
+    def base_digest(self) -> str: ...
+    @property
+    def backend(self) -> str: ...

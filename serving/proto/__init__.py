@@ -1,0 +1,1 @@
+"""The wire format: `openlora.proto`, and the stubs generated from it."""

@@ -1,0 +1,153 @@
+"""The life of the server: bind, answer health checks, build what it serves, serve, drain, leave.
+
+It binds first, so that a taken port is known at once and probes find NOT_SERVING while programs compile. At SIGTERM it
+says NOT_SERVING, refuses new calls with UNAVAILABLE, lets those in progress finish within the grace, ends the rest with
+UNAVAILABLE and returns. A second signal ends the process at once.
+"""
+
+import asyncio
+import ipaddress
+import signal
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from openlora_jax.errors import InvalidConfig
+from serving.call import Gate
+from serving.engine import LLM
+from serving.proto import openlora_pb2 as pb
+from serving.proto import openlora_pb2_grpc as pb_grpc
+from serving.service import OpenLoraService
+
+SERVICE = pb.DESCRIPTOR.services_by_name["OpenLora"].full_name
+LAST_WORDS_SECONDS = 2.0
+"""For the statuses of ended calls to reach their clients."""
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else two servers share one port in silence
+    ("grpc.max_receive_message_length", 4 * 1024**2),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+)
+
+
+class Server:
+    """One listening port, and what answers on it. For one event loop.
+
+    Args:
+        stall: how long a message of a stream may wait for its reader, in seconds.
+    """
+
+    def __init__(self, stall: float = 30.0) -> None:
+        self._gate = Gate(stall)
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=OPTIONS)
+        pb_grpc.add_OpenLoraServicer_to_server(OpenLoraService(self._gate), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), self._server
+        )
+
+    async def start(self, listen: str) -> str:
+        """Binds and answers: alive, but NOT_SERVING. Returns the address, with the port that port 0 became.
+
+        Raises:
+            InvalidConfig: no loopback HOST:PORT, or one that cannot be bound.
+        """
+        host, port = loopback(listen)
+        try:
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise InvalidConfig("listen", f"{host}:{port} cannot be bound; is another server running there?") from error
+        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+        return f"{host}:{bound}"
+
+    async def open(self, llm: LLM) -> None:
+        """Begins to serve."""
+        self._gate.open(llm)
+        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self, grace: float) -> bool:
+        """Refuses new calls and waits for the others; whether all ended within `grace` seconds."""
+        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._gate.close()
+        return await self._gate.drained(grace)
+
+    async def stop(self) -> None:
+        """Closes the port; what is still running is cancelled after a moment."""
+        await self._server.stop(LAST_WORDS_SECONDS)
+
+
+async def serve(build: Callable[[], LLM], listen: str, *, grace: float, announce: Callable[[str], None]) -> None:
+    """Serves what `build` returns until SIGTERM or SIGINT.
+
+    Args:
+        build: makes the library, programs compiled; called once, on another thread.
+        listen: loopback HOST:PORT; port 0 picks a free one.
+        grace: how long calls in progress may go on after the signal, in seconds.
+        announce: told the address once it is served.
+
+    Raises:
+        InvalidConfig: the address cannot be served on.
+        OpenLoraError: what `build` raises.
+    """
+    server = Server()
+    address = await server.start(listen)
+    try:
+        llm = await asyncio.to_thread(build)
+        signalled = _first_signal()
+        await server.open(llm)
+        announce(address)
+        await signalled.wait()
+        finished = await server.drain(grace)
+        await asyncio.to_thread(llm.engine.stop, 0.0)
+        if not finished:
+            await server.drain(LAST_WORDS_SECONDS)
+    finally:
+        await server.stop()
+
+
+def loopback(listen: str) -> tuple[str, int]:
+    """The host and port of `HOST:PORT`, an IPv6 host in brackets.
+
+    Raises:
+        InvalidConfig: it is something else, or other machines could reach it.
+    """
+    host, _, port = listen.rpartition(":")
+    if not (port.isdecimal() and int(port) < 2**16):
+        raise InvalidConfig("listen", f"{listen!r} is no HOST:PORT, such as 127.0.0.1:50051")
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise InvalidConfig("listen", f"{host!r} is no IP address; use 127.0.0.1, [::1] or localhost") from None
+    if not address.is_loopback:
+        raise InvalidConfig(
+            "listen",
+            f"{host} can be reached from other machines, and there is no authentication: use 127.0.0.1, [::1] or"
+            " localhost, and a tunnel or an authenticating proxy for others",
+        )
+    return (f"[{address}]" if address.version == 6 else str(address)), int(port)
+
+
+def _first_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second one does what the system does by default."""
+    loop, signalled = asyncio.get_running_loop(), asyncio.Event()
+
+    def on_signal() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        signalled.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return signalled

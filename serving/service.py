@@ -1,0 +1,141 @@
+# ruff: noqa: N802 (methods bear the names of the proto's RPCs)
+"""The RPCs of `openlora.v1.OpenLora`: a request becomes a call of the library, and what comes back becomes messages.
+
+What may wait for a disk or take a while (tokenising, the registry) runs off the event loop.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+
+from openlora_jax import __version__
+from openlora_jax.engine.request import Delta, Finished, GenerateRequest, Scored, ScoreRequest
+from serving import catalog, translate
+from serving.call import Call, Gate, rpc
+from serving.engine import LLM, EventStream
+from serving.proto import openlora_pb2 as pb
+
+LOAD_THREADS = 4
+"""LoadAdapter calls that wait for their adapter at the same time; further ones queue."""
+
+
+class OpenLoraService:
+    """Implements every RPC of the proto's service.
+
+    Args:
+        gate: lets calls in once there is a library to serve them.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self._loads = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load")  # not to hold up the tokenising
+
+    @rpc
+    async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
+        generate = await _generate_request(request, call)
+        outputs = [pb.Output() for _ in range(generate.params.n)]
+        with _submitted(generate, call) as stream:
+            async for event in stream:
+                match event:
+                    case Delta():
+                        translate.append(outputs[event.index], event)
+                    case Finished():
+                        return translate.response(outputs, _finished(event, call))
+        raise RuntimeError("the stream has ended without its last event")
+
+    @rpc
+    async def GenerateStream(self, request: pb.GenerateRequest, call: Call) -> None:
+        generate = await _generate_request(request, call)
+        with _submitted(generate, call) as stream:
+            async for event in stream:
+                match event:
+                    case Delta():
+                        await call.write(pb.GenerateEvent(delta=translate.delta(event)))
+                    case Finished():
+                        return await call.write(pb.GenerateEvent(finished=_finished(event, call)))
+        raise RuntimeError("the stream has ended without its last event")
+
+    @rpc
+    async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
+        score = await _score_request(request, call)
+        with _submitted(score, call) as stream:
+            async for event in stream:
+                if isinstance(event, Scored):
+                    call.facts |= {"prompt": len(score.prompt_ids), "completion": len(score.completion_ids)}
+                    return translate.scored(event)
+        raise RuntimeError("the stream has ended without its last event")
+
+    @rpc
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, call: Call) -> pb.ListAdaptersResponse:
+        return await asyncio.to_thread(catalog.page, call.llm, request.page_size, request.page_token)
+
+    @rpc
+    async def GetAdapter(self, request: pb.GetAdapterRequest, call: Call) -> pb.Adapter:
+        return await _adapter(request.name, call, catalog.get)
+
+    @rpc
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, call: Call) -> pb.Adapter:
+        return await _adapter(request.name, call, catalog.load, self._loads)
+
+    @rpc
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, call: Call) -> pb.Adapter:
+        return await _adapter(request.name, call, catalog.unload)
+
+    @rpc
+    async def PinAdapter(self, request: pb.PinAdapterRequest, call: Call) -> pb.Adapter:
+        release = request.HasField("pinned") and not request.pinned
+        return await _adapter(request.name, call, catalog.unpin if release else catalog.pin)
+
+    @rpc
+    async def ServerInfo(self, request: pb.ServerInfoRequest, call: Call) -> pb.ServerInfoResponse:
+        llm = call.llm
+        return pb.ServerInfoResponse(
+            version=__version__,
+            base_digest=llm.base_digest,
+            vocab_size=llm.tokenizer.vocab_size,
+            max_model_len=llm.config.max_model_len,
+            max_rows=llm.config.max_rows,
+            max_queue=llm.config.max_queue,
+            backend=llm.backend,
+        )
+
+
+@contextmanager
+def _submitted(request: GenerateRequest | ScoreRequest, call: Call) -> Iterator[EventStream]:
+    """The request's events. However the caller leaves, the request is cancelled: no call can leave one behind."""
+    call.facts["adapters"] = [item.adapter for item in request.mix]
+    stream = call.llm.engine.submit(request)
+    try:
+        yield stream
+    finally:
+        stream.cancel()
+
+
+async def _generate_request(request: pb.GenerateRequest, call: Call) -> GenerateRequest:
+    params, mix = translate.sampling_params(request.sampling), translate.mix(request)
+    max_len = call.llm.config.max_model_len
+    prompt = await asyncio.to_thread(translate.prompt_ids, request.prompt, call.llm.tokenizer, max_len)
+    return GenerateRequest(prompt_ids=prompt, params=params, mix=mix, deadline=call.deadline, request_id=call.id)
+
+
+async def _score_request(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
+    mix = translate.mix(request)
+    llm, max_len = call.llm, call.llm.config.max_model_len
+    prompt = await asyncio.to_thread(translate.prompt_ids, request.prompt, llm.tokenizer, max_len)
+    completion = await asyncio.to_thread(translate.completion_ids, request, llm.tokenizer, max_len)
+    return ScoreRequest(
+        prompt_ids=prompt, completion_ids=completion, mix=mix, deadline=call.deadline, request_id=call.id
+    )
+
+
+def _finished(event: Finished, call: Call) -> pb.Finished:
+    call.facts |= {"prompt": event.prompt_tokens, "completion": event.completion_tokens}
+    return translate.finished(event)
+
+
+async def _adapter(
+    name: str, call: Call, action: Callable[[LLM, str], pb.Adapter], threads: Executor | None = None
+) -> pb.Adapter:
+    call.facts["adapter"] = translate.adapter_name(name)
+    return await asyncio.get_running_loop().run_in_executor(threads, action, call.llm, name)

@@ -1,0 +1,115 @@
+"""The one place where errors become gRPC statuses, and statuses errors again.
+
+The details follow https://google.aip.dev/193: an ErrorInfo with the error's data first, then what generic clients read
+(BadRequest, ResourceInfo, RetryInfo). No text of an unforeseen exception leaves the server.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from openlora_jax import errors
+
+DOMAIN = "openlora"
+MAX_TEXT = 500
+"""Characters of a message or a datum: statuses travel in HTTP/2 headers, which clients limit to 8 KiB or so."""
+RETRY_SECONDS = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one error class travels: its status, its name on the wire, and the arguments that it is built from."""
+
+    error: type[errors.OpenLoraError]
+    code: grpc.StatusCode
+    reason: str
+    arguments: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
+
+
+ROWS = (
+    Row(errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", {"field": str, "problem": str}),
+    Row(errors.UnknownAdapter, grpc.StatusCode.NOT_FOUND, "UNKNOWN_ADAPTER", {"name": str}),
+    Row(errors.AdapterExists, grpc.StatusCode.ALREADY_EXISTS, "ADAPTER_EXISTS", {"name": str, "digest": str}),
+    Row(
+        errors.AdapterUnavailable,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "ADAPTER_UNAVAILABLE",
+        {"name": str, "digest": str, "reason": str},
+    ),
+    Row(
+        errors.UnsupportedFeature,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "FEATURE_UNSUPPORTED",
+        {"path": str, "feature": str, "remedy": str},
+    ),
+    Row(errors.InvalidConfig, grpc.StatusCode.FAILED_PRECONDITION, "INVALID_CONFIG", {"key": str, "problem": str}),
+    Row(errors.BadCheckpoint, grpc.StatusCode.DATA_LOSS, "BAD_CHECKPOINT"),
+    Row(errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", {"limit": str, "value": int}),
+    Row(errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", {"phase": str}),
+    Row(errors.EngineStopped, grpc.StatusCode.UNAVAILABLE, "ENGINE_STOPPED", {"reason": str}),
+)
+
+
+class CallFailed(errors.OpenLoraError):
+    """A call that ended with a status that no error class stands for, or that never reached the server."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"the server answered {code}: {message}")
+        self.code = code
+        self.message = message
+
+
+def to_status(error: errors.OpenLoraError) -> grpc.Status:
+    """The status of a caller's error, with its data in the details."""
+    row = next(row for row in ROWS if isinstance(error, row.error))
+    data = {name: str(getattr(error, name))[:MAX_TEXT] for name in row.arguments}
+    info = error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN, metadata=data)
+    return _status(row.code, str(error), info, *_generic(error, data))
+
+
+def internal(correlation_id: str) -> grpc.Status:
+    """The status of an unforeseen exception: nothing of it but where to find it in the log."""
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"correlation_id": correlation_id})
+    return _status(grpc.StatusCode.INTERNAL, f"internal error; the server's log has it under {correlation_id}", info)
+
+
+def to_error(failure: grpc.RpcError) -> errors.OpenLoraError:
+    """The error that a failed call stands for; `CallFailed` where there is none."""
+    status = rpc_status.from_call(failure)
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            for row in ROWS:
+                if row.reason == info.reason and row.arguments.keys() == info.metadata.keys():
+                    return row.error(*[read(info.metadata[name]) for name, read in row.arguments.items()])
+    return CallFailed(failure.code().name, failure.details() or "")
+
+
+def _generic(error: errors.OpenLoraError, data: Mapping[str, str]) -> tuple[Message, ...]:
+    match error:
+        case errors.InvalidRequest():
+            violation = error_details_pb2.BadRequest.FieldViolation(field=data["field"], description=data["problem"])
+            return (error_details_pb2.BadRequest(field_violations=[violation]),)
+        case errors.UnknownAdapter():
+            return (error_details_pb2.ResourceInfo(resource_type="adapter", resource_name=data["name"]),)
+        case errors.Overloaded():
+            return (error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS)),)
+        case _:
+            return ()
+
+
+def _status(code: grpc.StatusCode, message: str, *details: Message) -> grpc.Status:
+    packed = []
+    for detail in details:
+        packed.append(AnyMessage())
+        packed[-1].Pack(detail)
+    rich = status_pb2.Status(code=code_pb2.Code.Value(code.name), message=message[:MAX_TEXT], details=packed)
+    status: grpc.Status = rpc_status.to_status(rich)
+    return status
