@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Self
 
 from openlora_jax.engine.sampling_params import SamplingParams
 
@@ -35,7 +34,7 @@ class RowSampling:
     logprobs: int | None = None
 
     @classmethod
-    def of(cls, params: SamplingParams, *, seed: int, sample: int = 0) -> Self:
+    def of(cls, params: SamplingParams, *, seed: int, sample: int = 0) -> "RowSampling":
         """The row of sample number `sample` of a request; nothing is forbidden yet."""
         return cls(
             temperature=params.temperature,
@@ -51,7 +50,7 @@ class RowSampling:
             logprobs=params.logprobs,
         )
 
-    def forbidding(self, token_ids: Iterable[int]) -> Self:
+    def forbidding(self, token_ids: Iterable[int]) -> "RowSampling":
         """The same row with these ids forbidden instead of those before."""
         return replace(self, forbidden=tuple(token_ids))
 

@@ -1,11 +1,8 @@
 """The sampling parameters of a step's rows, as arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Self
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float32, Int32
@@ -16,27 +13,7 @@ AnyArray = Array | np.ndarray
 _PADDING = RowSampling()
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "slot",
-        "position",
-        "seed",
-        "sample",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "biased",
-        "forbidden",
-    ],
-    meta_fields=[],
-)
-@dataclass(frozen=True, kw_only=True)
-class SamplingBatch:
+class SamplingBatch(NamedTuple):
     """One entry per row; on the host as packed, on the device inside a step.
 
     Attributes:
@@ -69,7 +46,7 @@ class SamplingBatch:
         *,
         scratch: int,
         max_forbidden: int,
-    ) -> Self:
+    ) -> "SamplingBatch":
         """Arrays on the host, one entry per row.
 
         Args:

@@ -1,9 +1,7 @@
 """From a step's logits to its tokens."""
 
-from dataclasses import dataclass, replace
-from functools import partial
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float32, Int32
@@ -22,9 +20,7 @@ GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: dividing by them would only overflow."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["token", "logprob", "top_ids", "top_logprobs"], meta_fields=[])
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(NamedTuple):
     """A step's tokens. Log-probabilities are the model's own: of its logits before penalties, temperature and filters.
 
     Attributes:
@@ -59,8 +55,7 @@ def sample(state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBa
         top_ids=head_ids[:, :MAX_LOGPROBS],
         top_logprobs=head[:, :MAX_LOGPROBS] - normaliser[:, None],
     )
-    state = replace(
-        state,
+    state = state._replace(
         last_token=state.last_token.at[batch.slot].set(token),
         output_counts=state.output_counts.at[batch.slot, token].add(1),
     )

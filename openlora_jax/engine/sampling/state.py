@@ -1,9 +1,8 @@
 """What the sampler remembers of each sequence, on the device."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float32, Int32
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["last_token", "output_counts", "prompt_seen", "bias"],
-    meta_fields=[],
-)
-@dataclass(frozen=True)
-class SamplerState:
+class SamplerState(NamedTuple):
     """One row per slot; the last slot is scratch, written by padding rows and never read for a sequence.
 
     Attributes:
@@ -34,7 +27,7 @@ class SamplerState:
     bias: Float32[Array, "S V"]
 
     @classmethod
-    def create(cls, slots: int, vocab: int) -> Self:
+    def create(cls, slots: int, vocab: int) -> "SamplerState":
         """The state of `slots` slots, scratch included: `max_rows + 1`."""
         return cls(
             last_token=jnp.zeros(slots, jnp.int32),
@@ -53,8 +46,7 @@ def prepare_slot(
     bias: Float32[Array, "V"],
 ) -> SamplerState:
     """Writes the rows of a slot's new occupant; needed only if its `RowSampling.uses_slot`, else they are not read."""
-    return replace(
-        state,
+    return state._replace(
         prompt_seen=state.prompt_seen.at[slot].set(prompt_seen),
         output_counts=state.output_counts.at[slot].set(output_counts),
         bias=state.bias.at[slot].set(bias),

@@ -1,0 +1,36 @@
+import jax
+import numpy as np
+
+from openlora_jax.engine.sampling import SamplerState, copy_slot, prepare_slot, slot_rows
+
+SLOTS, VOCAB = 4, 10
+
+
+def prepared() -> SamplerState:
+    rows = slot_rows([1, 2, 2], [3, 3, 4], {5: -1.5}, VOCAB)
+    state: SamplerState = prepare_slot(SamplerState.create(SLOTS, VOCAB), np.int32(1), *rows)
+    return state
+
+
+def test_prepare_writes_one_slot() -> None:
+    state = prepared()
+    assert np.flatnonzero(np.asarray(state.prompt_seen[1])).tolist() == [1, 2]
+    assert np.asarray(state.output_counts[1]).tolist() == [0, 0, 0, 2, 1, 0, 0, 0, 0, 0]
+    assert np.asarray(state.bias[1]).tolist() == [0, 0, 0, 0, 0, -1.5, 0, 0, 0, 0]
+    others = [np.delete(np.asarray(rows), 1, axis=0).any() for rows in jax.tree.leaves(state)]
+    assert not any(others)
+
+
+def test_prepare_replaces_the_last_occupant() -> None:
+    state = prepare_slot(prepared(), np.int32(1), *slot_rows([7], [], {}, VOCAB))
+    assert np.flatnonzero(np.asarray(state.prompt_seen[1])).tolist() == [7]
+    assert not np.asarray(state.output_counts).any()
+    assert not np.asarray(state.bias).any()
+
+
+def test_copy_copies_everything() -> None:
+    state = prepared()
+    state = copy_slot(state, np.int32(1), np.int32(2))
+    for rows in jax.tree.leaves(state):
+        np.testing.assert_array_equal(rows[1], rows[2])
+        assert not np.asarray(rows[0]).any()
