@@ -1,0 +1,165 @@
+"""The store: artifacts by digest, and the registry of their names. Every change is whole or not there at all.
+
+STORE/artifacts/<digest>/   written beside as `.new-*`, synced, renamed; never changed after
+STORE/registry.jsonl        appended to and synced, once the artifact is in place
+STORE/lock                  held by whoever changes the store; readers never take it
+"""
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from openlora_jax.adapters.artifact import (
+    Tensor,
+    Tensors,
+    content_digest,
+    read_artifact,
+    read_manifest,
+    sync,
+    write_artifact,
+)
+from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.registry import Registration, Registry, check_name
+from openlora_jax.errors import AdapterExists, BadCheckpoint, InvalidConfig, OpenLoraError, UnknownAdapter
+
+_NEW = ".new-"
+_OLD = ".old-"
+
+
+class AdapterStore:
+    """A directory of adapters. Any number of processes may read and change it at once.
+
+    An artifact is deleted when its last name is removed. One whose last name was replaced outlives the replacement, for
+    requests already admitted with it, and goes with the next change to the store.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens a store.
+
+        Raises:
+            InvalidConfig: `path` is not a directory.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise InvalidConfig("store", f"{path} is not a directory; `openlora convert adapter` creates a store")
+        self._artifacts = self.path / "artifacts"
+        self._registry = Registry(self.path / "registry.jsonl")
+
+    @classmethod
+    def create(cls, path: str | Path) -> "AdapterStore":
+        """Opens a store, an empty one if there is none yet."""
+        (Path(path) / "artifacts").mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    def resolve(self, name: str) -> str:
+        """The digest that `name` stands for now, whoever registered it. Raises UnknownAdapter."""
+        return self._registry.resolve(name)
+
+    def registrations(self) -> Mapping[str, Registration]:
+        """Every registered name, and what it stands for."""
+        return self._registry.registrations()
+
+    def manifest(self, digest: str) -> Manifest:
+        """What the artifact holds. Raises BadCheckpoint."""
+        return read_manifest(self._artifacts / digest)
+
+    def read(self, digest: str) -> tuple[Manifest, dict[str, Tensor]]:
+        """The whole artifact, in host memory. Raises BadCheckpoint."""
+        return read_artifact(self._artifacts / digest)
+
+    def install(self, name: str, manifest: Manifest, tensors: Tensors, replace: bool = False) -> str:
+        """Puts an adapter into the store under `name` and returns its digest.
+
+        Killed at any moment, the store holds the state before or the state after. Installing the same content again
+        changes nothing.
+
+        Raises:
+            InvalidRequest: `name` can be no adapter's name.
+            AdapterExists: the name stands for other content, and `replace` is False.
+            ValueError: `tensors` is not what `manifest` states.
+        """
+        return self.install_all([(name, manifest, tensors)], replace)[name]
+
+    def install_all(self, adapters: Iterable[tuple[str, Manifest, Tensors]], replace: bool = False) -> dict[str, str]:
+        """As `install`, of many adapters, taken one at a time: all their names are registered at once, or none.
+
+        Returns the digests by name.
+        """
+        digests: dict[str, str] = {}
+        with self._changing():
+            self._sweep()
+            current = self.registrations()
+            for name, manifest, tensors in adapters:
+                check_name(name)
+                digests[name] = content_digest(manifest, tensors)
+                if name in current and current[name].digest != digests[name] and not replace:
+                    raise AdapterExists(name, current[name].digest)
+                self._place(digests[name], manifest, tensors)
+            self._registry.append(
+                {
+                    name: digest
+                    for name, digest in digests.items()
+                    if name not in current or current[name].digest != digest
+                }
+            )
+        return digests
+
+    def remove(self, name: str) -> None:
+        """Removes a name, and its artifact if no other name stands for it. Raises UnknownAdapter."""
+        with self._changing():
+            if name not in self.registrations():
+                raise UnknownAdapter(name)
+            self._registry.append({name: None})
+            self._sweep()
+
+    def verify(self) -> dict[str, OpenLoraError | None]:
+        """Recomputes the digest of every registered artifact: digest -> what is wrong with it, or None."""
+        digests = {registration.digest for registration in self.registrations().values()}
+        return {digest: self._damage(digest) for digest in sorted(digests)}
+
+    def _damage(self, digest: str) -> OpenLoraError | None:
+        try:
+            found = content_digest(*self.read(digest))
+        except OpenLoraError as error:
+            return error
+        if found != digest:
+            return BadCheckpoint(self._artifacts / digest, f"its content has the digest {found}; convert it again")
+        return None
+
+    def _place(self, digest: str, manifest: Manifest, tensors: Tensors) -> None:
+        """Makes the artifact appear under its digest, whole; a damaged one is written anew."""
+        target = self._artifacts / digest
+        if target.exists():
+            if self._damage(digest) is None:
+                return
+            self._delete(digest)
+        self._artifacts.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_NEW, dir=self._artifacts) as scratch:
+            new = Path(scratch) / digest
+            write_artifact(new, manifest, tensors)
+            new.rename(target)
+        sync(self._artifacts)
+
+    def _sweep(self) -> None:
+        """Deletes what killed writers left behind, and artifacts that lost their last name."""
+        for leftover in (*self._artifacts.glob(f"{_NEW}*"), *self._artifacts.glob(f"{_OLD}*")):
+            shutil.rmtree(leftover)
+        for digest in self._registry.retired():
+            if (self._artifacts / digest).exists():
+                self._delete(digest)
+
+    def _delete(self, digest: str) -> None:
+        """Renames first: what lies under a digest is always whole."""
+        old = self._artifacts / f"{_OLD}{digest}"
+        (self._artifacts / digest).rename(old)
+        shutil.rmtree(old)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Holds the store's lock, which the kernel releases if the process dies."""
+        with open(self.path / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,69 @@
+"""Adapters of random numbers: any number of them, each its own, for benchmarks and tests."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from openlora_jax.adapters.artifact import DTYPES, Tensor
+from openlora_jax.adapters.manifest import AdapterDtype, LowRank, Manifest
+from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
+from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.model.config import ModelConfig
+
+
+def synthetic_manifest(
+    config: ModelConfig, base_digest: str, modules: Sequence[str], rank: int, dtype: AdapterDtype = "float32"
+) -> Manifest:
+    """The manifest of an adapter with one rank on every layer of `modules`."""
+    shapes = module_shapes(config)
+    sizes = {module: shapes[module] for module in modules}
+    return Manifest(
+        base_digest=base_digest,
+        dtype=dtype,
+        modules={
+            module: LowRank(layers=size.layers, d_in=size.d_in, d_out=size.d_out, rank=rank)
+            for module, size in sizes.items()
+        },
+    )
+
+
+def synthetic_tensors(
+    config: ModelConfig, modules: Sequence[str], rank: int, seed: int, scale: float = 0.1
+) -> dict[str, Tensor]:
+    """The float32 tensors of an artifact, a function of the arguments alone.
+
+    `scale` is the root mean square of a module's delta where its input has a root mean square of 1.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = module_shapes(config)
+    pages = -(-rank // PAGE_RANK)
+    tensors = {}
+    for module in modules:
+        size = shapes[module]
+        for factor, width, deviation in (("A", size.d_in, size.d_in**-0.5), ("B", size.d_out, scale * rank**-0.5)):
+            tensor = np.zeros((size.layers, pages * PAGE_RANK, width), np.float32)
+            tensor[:, :rank] = rng.standard_normal((size.layers, rank, width), np.float32) * np.float32(deviation)
+            tensors[f"{module}.{factor}"] = tensor.reshape(size.layers, pages, PAGE_RANK, width)
+    return tensors
+
+
+def install_synthetic(
+    store: AdapterStore,
+    config: ModelConfig,
+    base_digest: str,
+    seeds: Mapping[str, int],
+    *,
+    modules: Sequence[str] = ("q_proj", "v_proj"),
+    rank: int = 8,
+    scale: float = 0.1,
+    dtype: AdapterDtype = "float32",
+) -> dict[str, str]:
+    """Installs one adapter for every name in `seeds`; returns the digests by name."""
+    manifest = synthetic_manifest(config, base_digest, modules, rank, dtype)
+
+    def adapters() -> Iterator[tuple[str, Manifest, dict[str, Tensor]]]:
+        for name, seed in seeds.items():
+            tensors = synthetic_tensors(config, modules, rank, seed, scale)
+            yield name, manifest, {key: tensor.astype(DTYPES[dtype], copy=False) for key, tensor in tensors.items()}
+
+    return store.install_all(adapters())

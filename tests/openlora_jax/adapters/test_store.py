@@ -1,0 +1,182 @@
+"""The store: whole changes or none, under kill -9 as well; names and content are kept apart."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openlora_jax.adapters.artifact import Tensor
+from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.adapters.synthetic import install_synthetic, synthetic_manifest, synthetic_tensors
+from openlora_jax.errors import AdapterExists, BadCheckpoint, InvalidConfig, InvalidRequest, UnknownAdapter
+from openlora_jax.model.config import ModelConfig
+
+TINY = ModelConfig(
+    family="llama",
+    vocab_size=40,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_position=64,
+    rms_norm_eps=1e-5,
+    rope_theta=1e4,
+    rope_scaling=None,
+    tie_word_embeddings=True,
+    qkv_bias=False,
+    qk_norm=False,
+    bos_token_id=None,
+    eos_token_ids=(0,),
+)
+BASE = "0" * 64
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AdapterStore:
+    return AdapterStore.create(tmp_path / "store")
+
+
+def adapter(seed: int) -> tuple[Manifest, dict[str, Tensor]]:
+    modules = ("q_proj", "down_proj")
+    return synthetic_manifest(TINY, BASE, modules, 3), synthetic_tensors(TINY, modules, 3, seed)
+
+
+def artifacts(store: AdapterStore) -> set[str]:
+    return {entry.name for entry in (store.path / "artifacts").iterdir()}
+
+
+def test_install_resolve_read(store: AdapterStore) -> None:
+    manifest, tensors = adapter(1)
+    digest = store.install("x", manifest, tensors)
+    other = AdapterStore(store.path)
+    assert other.resolve("x") == digest
+    assert other.manifest(digest) == manifest
+    np.testing.assert_array_equal(other.read(digest)[1]["q_proj.B"], tensors["q_proj.B"])
+    assert other.verify() == {digest: None}
+    assert artifacts(store) == {digest}
+
+
+def test_installing_the_same_again_changes_nothing(store: AdapterStore) -> None:
+    store.install("x", *adapter(1))
+    before = (store.path / "registry.jsonl").read_bytes()
+    store.install("x", *adapter(1))
+    assert (store.path / "registry.jsonl").read_bytes() == before
+
+
+def test_a_taken_name_is_refused_unless_replaced(store: AdapterStore) -> None:
+    first = store.install("x", *adapter(1))
+    with pytest.raises(AdapterExists, match=first):
+        store.install("x", *adapter(2))
+    assert artifacts(store) == {first}
+    second = store.install("x", *adapter(2), replace=True)
+    assert store.resolve("x") == second != first
+
+
+def test_replaced_content_outlives_the_replacement_and_goes_with_the_next_change(store: AdapterStore) -> None:
+    first = store.install("x", *adapter(1))
+    second = store.install("x", *adapter(2), replace=True)
+    assert artifacts(store) == {first, second}
+    third = store.install("y", *adapter(3))
+    assert artifacts(store) == {second, third}
+
+
+def test_content_is_deleted_with_its_last_name(store: AdapterStore) -> None:
+    digest = store.install("x", *adapter(1))
+    assert store.install("y", *adapter(1)) == digest
+    store.remove("x")
+    with pytest.raises(UnknownAdapter):
+        store.resolve("x")
+    assert store.read(store.resolve("y"))
+    store.remove("y")
+    assert artifacts(store) == set()
+    with pytest.raises(UnknownAdapter, match="'y'"):
+        store.remove("y")
+    assert store.install("y", *adapter(1)) == digest
+
+
+def test_names_that_are_none_are_refused(store: AdapterStore) -> None:
+    with pytest.raises(InvalidRequest, match="name"):
+        store.install("../x", *adapter(1))
+    assert artifacts(store) == set()
+
+
+def test_a_store_that_is_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="not a directory"):
+        AdapterStore(tmp_path / "absent")
+
+
+def test_verify_finds_a_flipped_bit_and_installing_again_mends_it(store: AdapterStore) -> None:
+    digest, sound = store.install("x", *adapter(1)), store.install("y", *adapter(2))
+    chunk = store.path / "artifacts" / digest / "tensors" / "q_proj.A" / "0.0.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[5] ^= 1
+    chunk.write_bytes(content)
+    damage = store.verify()
+    assert isinstance(damage[digest], BadCheckpoint)
+    assert damage[sound] is None
+    store.install("x", *adapter(1))
+    assert store.verify() == {digest: None, sound: None}
+
+
+def test_leftovers_of_killed_writers_are_cleaned(store: AdapterStore) -> None:
+    for name in (".new-abc", ".old-abc"):
+        (store.path / "artifacts" / name / "deep").mkdir(parents=True)
+    digest = store.install("x", *adapter(1))
+    assert artifacts(store) == {digest}
+
+
+def test_many_synthetic_adapters(store: AdapterStore) -> None:
+    digests = install_synthetic(store, TINY, BASE, {f"a{seed}": seed for seed in range(5)}, rank=20, dtype="bfloat16")
+    assert len(set(digests.values())) == 5
+    assert store.manifest(digests["a3"]).pages == {"q_proj": 2, "v_proj": 2}
+    assert store.verify() == dict.fromkeys(sorted(digests.values()))
+    tensor = store.read(digests["a3"])[1]["q_proj.A"].astype(np.float32)
+    assert np.abs(tensor[:, 1, :4]).min() > 0
+    assert not tensor[:, 1, 4:].any()
+
+
+CHANGES_FOR_EVER = """
+import itertools, sys
+from tests_store import adapter, AdapterStore
+store = AdapterStore(sys.argv[1])
+print("ready", flush=True)
+for turn in itertools.count():
+    store.install("x", *adapter(turn % 2), replace=True)
+    store.install("y", *adapter(3 + turn % 3), replace=True)
+    store.remove("y")
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_store_is_whole(store: AdapterStore, tmp_path: Path) -> None:
+    (tmp_path / "tests_store.py").symlink_to(__file__)
+    delays = random.Random(0)
+    store.install("x", *adapter(0))
+    known = {store.resolve("x"), store.install("probe", *adapter(1))}
+    store.remove("probe")
+    for _ in range(12):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", CHANGES_FOR_EVER, store.path],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
+        )
+        assert writer.stdout
+        assert writer.stdout.readline() == b"ready\n"
+        time.sleep(delays.uniform(0, 0.25))
+        writer.send_signal(signal.SIGKILL)
+        writer.communicate()
+        reopened = AdapterStore(store.path)
+        assert all(damage is None for damage in reopened.verify().values())
+        assert reopened.resolve("x") in known
+        digest = reopened.install("after", *adapter(9))
+        assert not any(name.startswith(".") for name in artifacts(reopened))
+        assert reopened.resolve("after") == digest
