@@ -1,0 +1,336 @@
+"""The engine: takes requests from any thread, runs them on its own, sends their events back.
+
+The life of a request. `submit` checks it, resolves each adapter's name to a digest, once, and acquires it, which starts
+its load; all this on the caller's thread. The engine thread then repeats: take new requests, end those that were
+cancelled, came too late or lost an adapter, schedule, dispatch, and read what was dispatched one iteration *before*, so
+the device never waits for the host. A sample that ended was therefore dispatched once or twice too often: that is
+dropped. Whatever way a request ends, `_end` is where its slots, KV blocks and adapters are given back.
+"""
+
+import itertools
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from openlora_jax.config import EngineConfig
+from openlora_jax.engine.admission import Admission
+from openlora_jax.engine.plan import Runner, StepResult, TileScores
+from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest
+from openlora_jax.engine.results import last_events, take_scores, take_token
+from openlora_jax.engine.scheduler import Launch, Schedule, Scheduler
+from openlora_jax.engine.sequence import Adapters, LiveRequest, Sequence
+from openlora_jax.engine.stopping import Detokenizer, Output
+from openlora_jax.engine.stream import EventStream
+from openlora_jax.errors import DeadlineExceeded, EngineStopped, OpenLoraError, Overloaded
+
+POLL = 0.05
+"""Seconds between looks at deadlines and adapters while requests wait and nothing runs."""
+
+MAX_FAILURES = 2
+"""Failed iterations in a row after which the engine stops."""
+
+log = logging.getLogger(__name__)
+
+
+class Store(Protocol):
+    """The adapter store, as the engine sees it."""
+
+    def resolve(self, name: str) -> str:
+        """The digest that a name stands for now; UnknownAdapter if none."""
+
+
+class Tokenizer(Protocol):
+    """The tokenizer, as the engine sees it."""
+
+    def stream(self) -> Detokenizer:
+        """A fresh detokenizer for one sample."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """What the engine does now, and has done since it was made.
+
+    Attributes:
+        running: sequences with a slot.
+        waiting: requests that have not started.
+        free_kv_blocks: of `kv_blocks`, without the scratch block.
+        generated_tokens: sampled tokens that were delivered.
+        steps: iterations that dispatched work.
+        preemptions: sequences that gave up their KV blocks and were recomputed.
+    """
+
+    running: int
+    waiting: int
+    free_kv_blocks: int
+    kv_blocks: int
+    generated_tokens: int
+    steps: int
+    preemptions: int
+
+
+class Engine:
+    """One model's requests. `submit`, `stats` and `stop` may be called from any thread.
+
+    A failing iteration ends every request that had started, with EngineStopped; the engine goes on, unless the next
+    iteration fails too: then it ends them all and refuses further ones.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        adapters: Adapters,
+        store: Store,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        *,
+        vocab_size: int,
+        eos_token_ids: Iterable[int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._adapters = adapters
+        self._store = store
+        self._tokenizer = tokenizer
+        self._eos = frozenset(eos_token_ids)
+        self._clock = clock
+        self._max_queue = config.max_queue
+        self._admission = Admission(config, vocab_size)
+        self._scheduler = Scheduler(config, adapters)
+        self._live: set[LiveRequest] = set()
+        self._dispatched: list[tuple[Launch, StepResult]] = []
+        self._generated = 0
+        self._steps = 0
+        self._failures = 0
+
+        self._order = itertools.count()
+        self._thread = threading.Thread(target=self._run, name="openlora-engine", daemon=True)
+        self._changed = threading.Condition()  # guards what follows
+        self._arrivals: deque[LiveRequest] = deque()
+        self._queued: set[LiveRequest] = set()
+        self._woken = False
+        self._closed: str | None = None
+        self._stop_at: float | None = None
+        adapters.on_ready = self._wake
+
+    def start(self) -> None:
+        """Starts the engine thread. Requests submitted before wait for it."""
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Refuses new requests, lets the others go on for `grace` seconds, then ends the rest with EngineStopped."""
+        with self._changed:
+            self._closed = self._closed or "it is shutting down"
+            self._stop_at = self._clock() + grace
+        self._wake()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._end_all()
+
+    @property
+    def stats(self) -> EngineStats:
+        blocks = self._scheduler.blocks
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._queued),
+            free_kv_blocks=blocks.num_free,
+            kv_blocks=blocks.usable,
+            generated_tokens=self._generated,
+            steps=self._steps,
+            preemptions=self._scheduler.preemptions,
+        )
+
+    def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
+        """Admits a request; its events come through the stream.
+
+        Raises:
+            InvalidRequest: it can never be served.
+            UnknownAdapter: a name of its mix is not registered.
+            Overloaded: `max_queue` requests wait already.
+            EngineStopped: the engine is shutting down or has failed.
+        """
+        if isinstance(request, GenerateRequest):
+            request = self._admission.generate(request)
+        else:
+            request = self._admission.score(request)
+        digests = [self._store.resolve(item.adapter) for item in request.mix]
+        live = LiveRequest(request, EventStream(self._wake), self._clock())
+        self._enter_queue(live)
+        try:
+            for item, digest in zip(request.mix, digests, strict=True):
+                live.leases.append(self._adapters.acquire(item.adapter, digest))
+            live.sequences = self._sequences(live, request)
+            self._arrive(live)
+        except BaseException:
+            self._leave_queue(live)
+            for lease in live.leases:
+                lease.release()
+            raise
+        return live.stream
+
+    def _sequences(self, live: LiveRequest, request: GenerateRequest | ScoreRequest) -> list[Sequence]:
+        if isinstance(request, ScoreRequest):
+            return [Sequence.to_score(live, request)]
+        params = request.params
+        live.seed = secrets.randbelow(2**31) if params.seed is None else params.seed
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
+        outputs = (Output(params, ends, self._tokenizer.stream()) for _ in range(params.n))
+        return [Sequence.sample(live, request, index, ends, output) for index, output in enumerate(outputs)]
+
+    def _enter_queue(self, live: LiveRequest) -> None:
+        with self._changed:
+            if self._closed:
+                raise EngineStopped(self._closed)
+            if len(self._queued) >= self._max_queue:
+                raise Overloaded("waiting requests", self._max_queue)
+            live.order = next(self._order)
+            self._queued.add(live)
+
+    def _arrive(self, live: LiveRequest) -> None:
+        with self._changed:
+            if self._closed:
+                raise EngineStopped(self._closed)
+            self._arrivals.append(live)
+        self._wake()
+
+    def _leave_queue(self, live: LiveRequest) -> None:
+        with self._changed:
+            self._queued.discard(live)
+
+    def _wake(self, _digest: str = "") -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            while not self._is_over():
+                if not self.step():
+                    self._rest()
+        finally:
+            self._end_all()
+
+    def _is_over(self) -> bool:
+        with self._changed:
+            idle = not self._live and not self._arrivals
+            return self._stop_at is not None and (idle or self._clock() >= self._stop_at)
+
+    def _rest(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._woken, POLL if self._live else None)
+            self._woken = False
+
+    def step(self) -> bool:
+        """One iteration, on the engine thread; False when there was nothing to do."""
+        try:
+            return self._iterate()
+        except Exception:
+            log.exception("an iteration of the engine failed")
+            self._fail()
+            return True
+
+    def _iterate(self) -> bool:
+        now = self._clock()
+        self._take_arrivals()
+        self._end_hopeless(now)
+        schedule = self._scheduler.schedule(now)
+        previous, self._dispatched = self._dispatched, []
+        self._dispatch(schedule)
+        for launch, result in previous:
+            self._deliver(launch, result)
+        if previous:
+            self._failures = 0
+        return bool(schedule or previous)
+
+    def _take_arrivals(self) -> None:
+        with self._changed:
+            arrivals = list(self._arrivals)
+            self._arrivals.clear()
+        for live in arrivals:
+            self._live.add(live)
+            self._scheduler.add(live)
+
+    def _end_hopeless(self, now: float) -> None:
+        """Ends who was cancelled, is late or cannot have an adapter; notes whose adapters have come."""
+        for live in list(self._live):
+            deadline = live.request.deadline
+            if live.ready is None and all(lease.ready for lease in live.leases):
+                live.ready = now
+            if live.stream.cancelled:
+                self._end(live, *last_events(live, now))
+            elif error := live.error or live.load_error:
+                self._end(live, error=error)
+            elif deadline is not None and now >= deadline:
+                self._end(live, error=DeadlineExceeded(live.phase))
+
+    def _dispatch(self, schedule: Schedule) -> None:
+        for slot, sequence in schedule.started:
+            self._leave_queue(sequence.request)
+            if sequence.params:
+                prompt, output = sequence.tokens[: sequence.prompt_len], sequence.tokens[sequence.prompt_len :]
+                self._runner.prepare_slot(slot, prompt, output, sequence.params)
+        self._launch(schedule.chunk)
+        for source, target in schedule.copies:
+            self._runner.copy_block(source, target)
+        self._launch(schedule.decode)
+        self._steps += bool(schedule)
+
+    def _launch(self, launch: Launch | None) -> None:
+        if launch is not None:
+            self._dispatched.append((launch, self._runner.run(launch.plan)))
+
+    def _deliver(self, launch: Launch, result: StepResult) -> None:
+        """Reads a dispatched step and hands out what it says of those who still live."""
+        for tile, sequence, output in zip(launch.plan.tiles, launch.sequences, result.read(), strict=True):
+            if sequence.finished or output is None:
+                continue
+            live = sequence.request
+            if isinstance(output, TileScores):
+                ended = take_scores(sequence, tile.start, output)
+            else:
+                live.answered = self._clock() if live.answered is None else live.answered
+                delta = take_token(sequence, output)
+                self._generated += 1
+                live.stream.put(delta)
+                ended = delta.finish_reason is not None
+            if ended:
+                self._scheduler.finish(sequence)
+                if all(sample.finished for sample in live.sequences):
+                    self._end(live, *last_events(live, self._clock()))
+
+    def _end(self, live: LiveRequest, *last: Event, error: OpenLoraError | None = None) -> None:
+        """The one end of every request: all that it holds is given back, then its reader is told."""
+        for lease in live.leases:
+            lease.release()
+        try:
+            for sequence in live.sequences:
+                if not sequence.finished:
+                    self._scheduler.finish(sequence)
+        finally:
+            self._live.discard(live)
+            self._leave_queue(live)
+            live.stream.close(*last, error=error)
+
+    def _fail(self) -> None:
+        """What was dispatched is lost, and with it the requests that had started."""
+        self._dispatched = []
+        self._failures += 1
+        for live in [live for live in self._live if live.started is not None]:
+            self._end(live, error=EngineStopped("a step failed on the device"))
+        if self._failures == MAX_FAILURES:
+            with self._changed:
+                self._closed, self._stop_at = "its steps fail on the device", self._clock()
+
+    def _end_all(self) -> None:
+        with self._changed:
+            self._closed = self._closed or "its thread has ended"
+        self._take_arrivals()
+        for live in list(self._live):
+            try:
+                self._end(live, error=EngineStopped(self._closed))
+            except Exception:  # one broken request must not leave the others' readers waiting
+                log.exception("a request could not be ended cleanly")

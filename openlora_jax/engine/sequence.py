@@ -1,0 +1,242 @@
+"""A request while it lives in the engine, and its sequences: what is known, what is computed, what is held."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+from openlora_jax.engine.plan import TILE, AdapterPages, Tile
+from openlora_jax.engine.request import GenerateRequest, ScoreRequest, Timings
+from openlora_jax.engine.row_sampling import RowSampling
+from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.stopping import Output
+from openlora_jax.engine.stream import EventStream
+from openlora_jax.errors import OpenLoraError
+
+
+class Lease(Protocol):
+    """A hold on one adapter, from admission to the request's end.
+
+    Attributes:
+        digest: of the adapter's content.
+        pages: where it is on the device; valid once it was placed.
+        ready: it is in host memory or on the device.
+        error: why it cannot be served; None while it loads and when it is ready.
+    """
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def pages(self) -> AdapterPages: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def error(self) -> OpenLoraError | None: ...
+    def release(self) -> None:
+        """Gives the adapter up. Any thread, any number of times."""
+
+
+class Adapters(Protocol):
+    """The adapter cache, as the engine sees it; it calls `on_ready` with a digest whose load has ended."""
+
+    on_ready: Callable[[str], None]
+
+    def acquire(self, name: str, digest: str) -> Lease:
+        """Starts the load if nobody did. Any thread."""
+
+    def place(self, *leases: Any) -> bool:
+        """Brings the pages of one request's adapters to the device, all or none; False if there is no room now.
+
+        Engine thread only. Takes what `acquire` returned; a protocol cannot say so without a type parameter.
+        """
+
+
+@dataclass(eq=False, slots=True)
+class LiveRequest:
+    """One request from admission to its last event.
+
+    Attributes:
+        order: of arrival; the smaller, the older.
+        seed: of its samples.
+        leases: one for each member of the mix, in its order.
+        pages: pages and weight of each member, once all are on the device; None before.
+        items: module -> rank pages of the whole mix, which is its work list items in one tile.
+        error: what ends the request, found while scheduling it.
+        sequences: `n` samples, or the one text to score.
+        submitted, ready, blocked, started, answered: monotonic seconds of the submission, the adapters in host memory,
+            the first refusal of room for them on the device, the start, and the first result.
+    """
+
+    request: GenerateRequest | ScoreRequest
+    stream: EventStream
+    submitted: float
+    order: int = 0
+    seed: int = 0
+    leases: list[Lease] = field(default_factory=list)
+    sequences: "list[Sequence]" = field(default_factory=list)
+    pages: tuple[tuple[AdapterPages, float], ...] | None = None
+    items: "Counter[str]" = field(default_factory=Counter)
+    error: OpenLoraError | None = None
+    ready: float | None = None
+    blocked: float | None = None
+    started: float | None = None
+    answered: float | None = None
+
+    def hold_pages(self) -> None:
+        """Its leases were placed: notes where the pages are."""
+        weights = (item.weight for item in self.request.mix)
+        self.pages = tuple((lease.pages, weight) for lease, weight in zip(self.leases, weights, strict=True))
+        for pages, _ in self.pages:
+            self.items.update({module: len(ids) for module, ids in pages.items()})
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of the mix's members, in its order."""
+        return tuple(lease.digest for lease in self.leases)
+
+    @property
+    def load_error(self) -> OpenLoraError | None:
+        return next((lease.error for lease in self.leases if lease.error is not None), None)
+
+    @property
+    def phase(self) -> str:
+        """Where it is, in words."""
+        if self.answered is not None:
+            return "decode"
+        if self.started is not None:
+            return "prefill"
+        return "adapter load" if self.ready is None else "queue"
+
+    def timings(self, now: float) -> Timings:
+        """Where the time went; the parts add up to the time since the submission."""
+        marks = [self.submitted]
+        for mark in (self.ready, self.started, self.answered, now):
+            marks.append(max(marks[-1], now if mark is None else mark))
+        load, queue, prefill, decode = (after - before for before, after in pairwise(marks))
+        return Timings(queue=queue, load=load, prefill=prefill, decode=decode)
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One sample of a request, or the text to score.
+
+    The following conditions hold. `tokens` are the ids that the host knows: prompt and read output, or prompt and
+    completion. `computed` positions were dispatched; `in_flight` sampled tokens were dispatched but not read. A running
+    sequence has a slot and blocks for what is computed; a waiting one has neither.
+
+    Attributes:
+        index: which sample.
+        prompt_len: tokens of the prompt.
+        decoding: its known tokens were dispatched; it goes on token by token.
+        leader: the sample whose prompt pass it waits for, to fork from; None when it computes its own.
+        finished: its last event was sent, or its request has ended.
+        output: of a sample; None for a score.
+        logprobs, greedy: of a score, per completion token so far.
+    """
+
+    request: LiveRequest
+    index: int
+    tokens: list[int]
+    prompt_len: int
+    sampling: RowSampling | None = None
+    guarded: RowSampling | None = None
+    output: Output | None = None
+    logprobs: list[float] = field(default_factory=list)
+    greedy: list[bool] = field(default_factory=list)
+    slot: int | None = None
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0
+    in_flight: int = 0
+    decoding: bool = False
+    leader: "Sequence | None" = None
+    finished: bool = False
+
+    @classmethod
+    def to_score(cls, live: LiveRequest, request: ScoreRequest) -> "Sequence":
+        return cls(live, 0, [*request.prompt_ids, *request.completion_ids], len(request.prompt_ids))
+
+    @classmethod
+    def sample(
+        cls, live: LiveRequest, request: GenerateRequest, index: int, end_ids: Iterable[int], output: Output
+    ) -> "Sequence":
+        """Sample number `index`; `end_ids` are forbidden before `min_tokens`."""
+        row = RowSampling.of(request.params, seed=live.seed, sample=index)
+        prompt = list(request.prompt_ids)
+        return cls(live, index, prompt, len(prompt), row, row.forbidding(sorted(end_ids)), output)
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Sorts the older first."""
+        return self.request.order, self.index
+
+    @property
+    def params(self) -> SamplingParams | None:
+        request = self.request.request
+        return request.params if isinstance(request, GenerateRequest) else None
+
+    @property
+    def known(self) -> int:
+        """Positions that a chunk can compute: a score's last token is only a target."""
+        return len(self.tokens) if self.params else len(self.tokens) - 1
+
+    @property
+    def reach(self) -> int:
+        """Positions that will be computed at most: the last token that is sampled is not fed again."""
+        return self.prompt_len + self.params.max_tokens - 1 if self.params else self.known
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens, the ones in flight included."""
+        return len(self.tokens) - self.prompt_len + self.in_flight
+
+    def wants_chunk(self) -> bool:
+        return not self.decoding and self.leader is None and self.computed < self.known
+
+    def wants_decode(self) -> bool:
+        return self.decoding and self.params is not None and self.num_output < self.params.max_tokens
+
+    def next_row(self) -> RowSampling | None:
+        """How the next token is sampled."""
+        forbidden = self.params is not None and self.num_output < self.params.min_tokens
+        return self.guarded if forbidden else self.sampling
+
+    def take_chunk_tile(self) -> Tile:
+        """The next tile of known tokens, which counts as dispatched from now on."""
+        start, end = self.computed, min(self.computed + TILE, self.known)
+        scored = self.params is None and end >= self.prompt_len
+        sampling = self.next_row() if end == self.known else None
+        self.computed = end
+        if sampling:
+            self.decoding = True
+            self.in_flight += 1
+        return Tile(
+            slot=self.row,
+            start=start,
+            tokens=tuple(self.tokens[start:end]),
+            blocks=tuple(self.blocks),
+            pages=self.request.pages or (),
+            sampling=sampling,
+            targets=tuple(self.tokens[start + 1 : end + 1]) if scored else None,
+        )
+
+    def take_decode_tile(self) -> Tile:
+        """The token last sampled, wherever it is now; it counts as dispatched from now on."""
+        tile = Tile(
+            slot=self.row,
+            start=self.computed,
+            tokens=None,
+            blocks=tuple(self.blocks),
+            pages=self.request.pages or (),
+            sampling=self.next_row(),
+        )
+        self.computed += 1
+        self.in_flight += 1
+        return tile
+
+    @property
+    def row(self) -> int:
+        """The slot of a running sequence."""
+        if self.slot is None:
+            raise RuntimeError("a sequence without a slot was scheduled")
+        return self.slot
