@@ -1,8 +1,8 @@
-"""Every error that a caller can cause: small, typed, carrying data. One line of text each: what, the limit, the way out."""
+"""Every error that a caller can cause: typed, with its data, in one line of text: what, the limit, the way out."""
 
 
 class OpenLoraError(Exception):
-    """The base of all errors that are the caller's to mend; the CLI exits with 2 and the wire maps each class to a status."""
+    """The base of all: the CLI prints its text and exits with 2, the wire maps each class to a status."""
 
 
 class InvalidRequest(OpenLoraError):
@@ -30,6 +30,15 @@ class BadCheckpoint(OpenLoraError):
         super().__init__(f"{path}: " + "; ".join(problems))
         self.path = str(path)
         self.problems = problems
+
+
+class CannotInstall(OpenLoraError):
+    """A result that cannot be written where it was asked for."""
+
+    def __init__(self, destination: object, problem: str) -> None:
+        super().__init__(f"cannot write {destination}: {problem}")
+        self.destination = str(destination)
+        self.problem = problem
 
 
 class UnsupportedFeature(OpenLoraError):

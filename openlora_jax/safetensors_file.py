@@ -6,7 +6,7 @@ https://huggingface.co/docs/safetensors
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from openlora_jax.errors import BadCheckpoint
-from openlora_jax.untrusted import open_regular, parse_json_object
+from openlora_jax.untrusted import open_regular, parse_json_object, read_exactly
 
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
@@ -63,20 +63,27 @@ class SafetensorsFile:
             raise
 
     def read(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
-        """A fresh array with the tensor's own dtype and shape.
+        """The tensor as a fresh array of its own dtype.
 
         Raises:
             BadCheckpoint: the file became shorter since it was opened.
         """
         info = self.tensors[name]
-        array = np.empty(info.shape, DTYPES[info.dtype])
-        target = memoryview(array.reshape(-1).view(np.uint8))
-        done = 0
-        while done < len(target):
-            count = os.preadv(self._file.fileno(), [target[done:]], info.start + done)
-            if count == 0:
-                raise BadCheckpoint(self.path, f"became shorter while tensor {name} was read")
-            done += count
+        return self._array(name, info.start, info.shape)
+
+    def blocks(self, name: str, elements: int) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """The tensor in order, cut along its first dimension into arrays of about `elements`."""
+        info = self.tensors[name]
+        row = math.prod(info.shape[1:])
+        step = max(1, elements // max(1, row))
+        for first in range(0, info.shape[0], step):
+            shape = (min(step, info.shape[0] - first), *info.shape[1:])
+            yield self._array(name, info.start + first * row * DTYPES[info.dtype].itemsize, shape)
+
+    def _array(self, name: str, start: int, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[Any]]:
+        array = np.empty(shape, DTYPES[self.tensors[name].dtype])
+        if not read_exactly(self._file, start, array):
+            raise BadCheckpoint(self.path, f"became shorter while tensor {name} was read")
         return array
 
     def close(self) -> None:

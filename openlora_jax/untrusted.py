@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+import numpy as np
+
 from openlora_jax.errors import BadCheckpoint
 
 JSON_LIMIT = 1 << 20
@@ -48,6 +50,18 @@ def read_limited(path: Path, limit: int) -> bytes:
         if size > limit:
             raise BadCheckpoint(path, f"has {size:,} bytes, more than the limit of {limit:,}")
         return os.pread(file.fileno(), limit, 0)
+
+
+def read_exactly(file: BinaryIO, offset: int, array: np.ndarray[Any, np.dtype[Any]]) -> bool:
+    """Fills a contiguous array from the file at `offset`; False where the file ends too early."""
+    target = memoryview(array.reshape(-1).view(np.uint8))
+    done = 0
+    while done < len(target):
+        count = os.preadv(file.fileno(), [target[done:]], offset + done)
+        if count == 0:
+            return False
+        done += count
+    return True
 
 
 def read_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:

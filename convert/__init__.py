@@ -1,0 +1,1 @@
+"""From the formats of others to ours: base models and LoRA adapters to orbax."""

@@ -1,0 +1,5 @@
+"""Base models: Hugging Face directories and GGUF files to a base directory."""
+
+from convert.base.conversion import BaseReport as BaseReport
+from convert.base.conversion import convert_base as convert_base
+from convert.base.progress import progress_bar as progress_bar

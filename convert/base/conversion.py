@@ -1,0 +1,117 @@
+"""`convert base`: from a Hugging Face directory or a GGUF file to a base directory, whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.base.gguf_config import read_gguf_config
+from convert.base.gguf_file import GgufFile
+from convert.base.gguf_tokenizer import read_gguf_tokenizer
+from convert.base.hf_config import read_hf_config
+from convert.base.source import GgufSource, SafetensorsSource, TensorSource
+from convert.base.tokenizer_files import TokenizerFiles, read_hf_tokenizer
+from convert.base.weights import Progress, convert_weights, weight_bytes
+from openlora_jax.digest import content_digest
+from openlora_jax.errors import BadCheckpoint, CannotInstall
+from openlora_jax.model.checkpoint import BaseManifest, Dtype, write_weights
+from openlora_jax.model.config import ModelConfig
+from openlora_jax.staging import staged_directory
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReport:
+    """What a conversion made: the manifest as written, and the size of the weights."""
+
+    manifest: BaseManifest
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSource:
+    """A base model as found: its architecture, its tokenizer, and its tensors, still on disk."""
+
+    config: ModelConfig
+    tokenizer: TokenizerFiles
+    tensors: TensorSource
+
+
+def convert_base(source: Path, destination: Path, dtype: Dtype, progress: Progress) -> BaseReport:
+    """Converts a base model; `progress` hears of every stage in bytes.
+
+    Args:
+        source: a Hugging Face directory, or a `.gguf` file of architecture llama.
+        destination: the directory to make; it may exist if it is empty.
+        dtype: of the weights as stored.
+        progress: called with the stage's name, what is done and what there is, in bytes.
+
+    Raises:
+        BadCheckpoint: the source is malformed, incomplete or contradicts itself; every problem is listed.
+        UnsupportedFeature: the source is sound, but not a model that is served here.
+        CannotInstall: the destination is in use, or the disk is full or not writable.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CannotInstall(destination, "it exists and is not an empty directory; choose another or remove it")
+    with _opened(source) as found, _writing(destination):
+        _check_room(destination, weight_bytes(found.config, dtype))
+        values = convert_weights(found.tensors, found.config, dtype, progress)
+        size = sum(value.nbytes for value in values.values())
+        progress("digest", 0, size)
+        digest = content_digest(found.config.to_json(), values)
+        progress("saving", 0, size)
+        manifest = BaseManifest(config=found.config, dtype=dtype, digest=digest, source=source.resolve().name)
+        with staged_directory(destination) as stage:
+            write_weights(stage, values)
+            found.tokenizer.write(stage)
+            manifest.write(stage)
+        progress("saving", size, size)
+    return BaseReport(manifest, len(values), sum(value.size for value in values.values()), size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BaseSource]:
+    """The source behind a path that the caller named himself, links included."""
+    path = path.resolve()
+    found = _hf_source(path) if path.is_dir() else _gguf_source(path)
+    try:
+        yield found
+    finally:
+        found.tensors.close()
+
+
+def _hf_source(folder: Path) -> BaseSource:
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise BadCheckpoint(folder, "is an adapter, not a base model; use `openlora convert adapter`")
+    config = read_hf_config(folder)
+    return BaseSource(config, read_hf_tokenizer(folder, config.vocab_size), SafetensorsSource(folder))
+
+
+def _gguf_source(path: Path) -> BaseSource:
+    if not path.exists():
+        raise BadCheckpoint(path, "does not exist; name a Hugging Face directory or a .gguf file")
+    file = GgufFile(path)
+    try:
+        config = read_gguf_config(file)
+        return BaseSource(config, read_gguf_tokenizer(file), GgufSource(file, config))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _check_room(destination: Path, need: int) -> None:
+    existing = next(folder for folder in destination.absolute().parents if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < need:
+        raise CannotInstall(destination, f"the weights need {need:,} bytes, {existing} has {free:,} free")
+
+
+@contextmanager
+def _writing(destination: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CannotInstall(destination, os.strerror(error.errno) if error.errno else str(error)) from error

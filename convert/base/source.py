@@ -1,0 +1,171 @@
+"""Where the weights of a base model come from: tensors under their Hugging Face names, read a block at a time."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from convert.base.gguf_file import GgufFile
+from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
+from openlora_jax.model.config import ModelConfig
+from openlora_jax.safetensors_file import SafetensorsFile
+from openlora_jax.untrusted import read_json_object
+
+BLOCK_ELEMENTS = 4 << 20
+"""Elements of a tensor that are in memory at once, beside the output."""
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+INDEX_LIMIT = 16 << 20
+SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
+TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
+
+
+class TensorSource(Protocol):
+    """Tensors by Hugging Face name.
+
+    Attributes:
+        path: what the tensors are read from, for error messages.
+        shapes: the shape of every tensor that the source holds.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        ...
+
+    def blocks(self, name: str) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """A tensor in order, cut along its first dimension."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SafetensorsSource:
+    """The safetensors files of a Hugging Face directory, one or several."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._files: dict[str, SafetensorsFile] = {}
+        self._holder: dict[str, SafetensorsFile] = {}
+        try:
+            self._open(_shards(folder))
+        except BaseException:
+            self.close()
+            raise
+        self.shapes = {name: file.tensors[name].shape for name, file in self._holder.items()}
+
+    def _open(self, shards: Mapping[str, set[str] | None]) -> None:
+        problems = []
+        for shard, indexed in shards.items():
+            file = self._files[shard] = SafetensorsFile(self.path / shard)
+            for name in file.tensors:
+                if name in self._holder:
+                    problems.append(f"tensor {name!r} is in {self._holder[name].path.name} and again in {shard}")
+                self._holder[name] = file
+            for name in sorted((indexed or set()) - file.tensors.keys()):
+                problems.append(f"tensor {name[:80]!r} is not in {shard}, where {INDEX} puts it")
+        if problems:
+            raise BadCheckpoint(self.path, *problems[:20])
+
+    def file_of(self, name: str) -> Path:
+        return self._holder[name].path
+
+    def blocks(self, name: str) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        return self._holder[name].blocks(name, BLOCK_ELEMENTS)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def _shards(folder: Path) -> dict[str, set[str] | None]:
+    """The weight files with the tensors that the index puts into each; None for a single file, which has no index."""
+    if (folder / SINGLE).is_file():
+        return {SINGLE: None}
+    if (folder / INDEX).exists():
+        return _indexed_shards(folder / INDEX)
+    for file in TORCH_FILES:
+        if (folder / file).exists():
+            remedy = "save it as safetensors: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST)"
+            raise UnsupportedFeature(folder / file, "a pickled PyTorch checkpoint", remedy)
+    raise BadCheckpoint(folder, f"holds neither {SINGLE} nor {INDEX}")
+
+
+def _indexed_shards(path: Path) -> dict[str, set[str] | None]:
+    weight_map = read_json_object(path, INDEX_LIMIT).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadCheckpoint(path, "has no weight_map")
+    shards: dict[str, set[str] | None] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
+            raise BadCheckpoint(path, f"{str(shard)[:80]!r} is not the name of a safetensors file in this folder")
+        names = shards.setdefault(shard, set())
+        if names is not None:
+            names.add(name)
+    return dict(sorted(shards.items()))
+
+
+GGUF_NAMES: Mapping[str, str] = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk.#.attn_norm": "model.layers.#.input_layernorm",
+    "blk.#.attn_q": "model.layers.#.self_attn.q_proj",
+    "blk.#.attn_k": "model.layers.#.self_attn.k_proj",
+    "blk.#.attn_v": "model.layers.#.self_attn.v_proj",
+    "blk.#.attn_output": "model.layers.#.self_attn.o_proj",
+    "blk.#.ffn_norm": "model.layers.#.post_attention_layernorm",
+    "blk.#.ffn_gate": "model.layers.#.mlp.gate_proj",
+    "blk.#.ffn_up": "model.layers.#.mlp.up_proj",
+    "blk.#.ffn_down": "model.layers.#.mlp.down_proj",
+}
+"""llama.cpp's names and Hugging Face's, with `#` for the layer and without `.weight` or `.bias`."""
+
+ROTATED = (".self_attn.q_proj.weight", ".self_attn.k_proj.weight")
+CONFIGURATION = "rope_freqs.weight"
+"""A tensor that is not a weight: `gguf_config` reads it."""
+
+
+class GgufSource:
+    """The tensors of a GGUF file of architecture `llama`, dequantised, in Hugging Face's names and order of rows."""
+
+    def __init__(self, file: GgufFile, config: ModelConfig) -> None:
+        self.path = file.path
+        self._file = file
+        self._head_dim = config.head_dim
+        self._stored = {hf_name(name): name for name in file.tensors if name != CONFIGURATION}
+        self.shapes = {name: file.tensors[stored].shape for name, stored in self._stored.items()}
+
+    def file_of(self, name: str) -> Path:
+        return self.path
+
+    def blocks(self, name: str) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """See `TensorSource`. llama.cpp stores a head's rows in the order of its own rotary form; this undoes it."""
+        stored = self._stored[name]
+        if not name.endswith(ROTATED):
+            yield from self._file.blocks(stored, BLOCK_ELEMENTS)
+            return
+        width = self.shapes[name][1]
+        heads = max(1, BLOCK_ELEMENTS // (width * self._head_dim))
+        for block in self._file.blocks(stored, heads * self._head_dim * width):
+            pairs = block.reshape(-1, self._head_dim // 2, 2, width)
+            yield pairs.swapaxes(1, 2).reshape(-1, width)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def hf_name(name: str) -> str:
+    """The Hugging Face name of a GGUF tensor; a name outside the table stays as it is, to be reported as unknown."""
+    stem, _, suffix = name.rpartition(".")
+    layer = re.match(r"blk\.(\d+)\.", stem)
+    pattern = stem.replace(f".{layer[1]}.", ".#.", 1) if layer else stem
+    known = GGUF_NAMES.get(pattern)
+    if known is None:
+        return name
+    return f"{known.replace('#', layer[1] if layer else '')}.{suffix}"

@@ -1,0 +1,93 @@
+"""A converted base model on disk.
+
+BASE/manifest.json            format, architecture, dtype, content digest, source
+BASE/weights/                 orbax: every weight of `weight_table` by its flat name
+BASE/tokenizer.json, BASE/tokenizer_config.json, and BASE/chat_template.jinja where the model has one
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from openlora_jax.errors import BadCheckpoint
+from openlora_jax.model.config import ModelConfig
+from openlora_jax.model.weights import weight_table
+from openlora_jax.untrusted import read_json_object
+
+Dtype = Literal["float32", "bfloat16"]
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseManifest:
+    """What `manifest.json` says. `digest` covers the architecture and every weight; `source` is for people alone."""
+
+    config: ModelConfig
+    dtype: Dtype
+    digest: str
+    source: str
+
+    def write(self, base: Path) -> None:
+        fields = {
+            "format": FORMAT,
+            "config": self.config.to_json(),
+            "dtype": self.dtype,
+            "digest": self.digest,
+            "source": self.source,
+        }
+        (base / "manifest.json").write_text(json.dumps(fields, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, base: Path) -> Self:
+        """Reads the manifest of a base directory.
+
+        Raises:
+            BadCheckpoint: no such directory, or not one that `openlora convert base` wrote with this version.
+        """
+        path = base / "manifest.json"
+        fields = read_json_object(path)
+        if fields.pop("format", None) != FORMAT:
+            raise BadCheckpoint(path, f"is not a base of format {FORMAT}; convert the model again")
+        try:
+            return cls(**{**fields, "config": ModelConfig.from_json(fields["config"])})
+        except (KeyError, TypeError) as error:
+            raise BadCheckpoint(path, f"lacks or has too many fields ({error}); convert the model again") from error
+
+
+def write_weights(base: Path, values: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> None:
+    """Saves weights by flat name, uncompressed and without a second copy in memory."""
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, handlers.ArrayHandler())
+    )
+    pytree = ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False, type_handler_registry=registry)
+    with ocp.Checkpointer(pytree) as checkpointer:
+        checkpointer.save((base / "weights").absolute(), args=ocp.args.PyTreeSave(dict(values)))
+
+
+def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, jax.Array]:
+    """Every weight of the model by flat name, on the default device, as `dtype`.
+
+    Raises:
+        BadCheckpoint: the directory is damaged or holds another model's weights.
+    """
+    path = (base / "weights").absolute()
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    how = ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=np.dtype(dtype))
+    table = weight_table(config)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_zarr3=True)) as checkpointer:
+            args = ocp.args.PyTreeRestore(item=dict.fromkeys(table, 0), restore_args=dict.fromkeys(table, how))
+            values: dict[str, jax.Array] = checkpointer.restore(path, args=args)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadCheckpoint(path, f"cannot be restored ({str(error)[:200]}); convert the model again") from error
+    wrong = [name for name, weight in table.items() if values[name].shape != weight.shape]
+    if wrong:
+        raise BadCheckpoint(path, f"{wrong[0]} and {len(wrong) - 1} more have the wrong shape; convert the model again")
+    return values
