@@ -1,0 +1,32 @@
+"""What the demo asks: one chat for the base, one for each adapter, and one for a weighted mix of two."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DemoPrompt:
+    """One request: the adapters that answer it with their weights (none: the base), and the chat."""
+
+    adapters: Mapping[str, float]
+    messages: tuple[Mapping[str, str], ...]
+    max_tokens: int
+
+
+def ask(text: str, max_tokens: int, **adapters: float) -> DemoPrompt:
+    return DemoPrompt(adapters, ({"role": "user", "content": text},), max_tokens)
+
+
+PROMPTS = (
+    ask("What is the capital of France?", 48),
+    ask("Priya Raman is a 41-year-old marine biologist from Lisbon.", 56, json=1.0),
+    ask(
+        "Table: lighthouses(name TEXT, country TEXT, height INTEGER)\n"
+        "Question: Which lighthouses with country Ireland have height above 30?",
+        48,
+        sql=1.0,
+    ),
+    ask("Review: The soup was cold, the waiter was rude and we waited an hour for the bill.", 8, sentiment=1.0),
+    ask("How do I make a cup of coffee?", 64, pirate=1.0),
+    ask("Emma Novak is a 29-year-old sailor from Bergen.", 64, json=0.5, pirate=0.5),
+)
