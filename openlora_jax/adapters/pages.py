@@ -22,6 +22,15 @@ def pool_capacities(config: EngineConfig) -> dict[str, int]:
     return {module: getattr(config, key) for module, key in CAPACITY_KEYS.items()}
 
 
+def shortage(counts: Mapping[str, int], room: Mapping[str, int]) -> str | None:
+    """The first module of which more pages are needed than there is room for, as a reason to show; None if all fit."""
+    for module, count in counts.items():
+        if count > room[module]:
+            key = CAPACITY_KEYS[module]
+            return f"it needs {count} pages of {module} and the pool can give {room[module]}; raise {key}"
+    return None
+
+
 class PageAllocator:
     """The free pages of every module.
 

@@ -7,17 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
-from numpy.typing import NDArray
 
+from openlora_jax.adapters.host_cache import AdapterTensors
 from openlora_jax.adapters.modules import PAGE_RANK, ModuleShape, module_shapes
 from openlora_jax.adapters.pages import ZERO_PAGE, AdapterPages
 from openlora_jax.model.config import ModelConfig
 
 PoolArrays = dict[str, tuple[Array, Array]]
 """Module name -> A `[layers, pages, 16, d_in]` and B `[layers, pages, 16, d_out]`, in the order of `MODULES`."""
-
-AdapterTensors = Mapping[str, NDArray[np.generic]]
-"""An artifact's arrays, scale in B: `MODULE.A` `[layers, pages, 16, d_in]`, `MODULE.B` `[layers, pages, 16, d_out]`."""
 
 SOURCE_DTYPES = (jnp.float32, jnp.bfloat16)
 """What an artifact may be stored in."""

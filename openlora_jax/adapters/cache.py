@@ -1,0 +1,329 @@
+"""The adapters that requests use, from disk to device. The one place where host cache, loader and residency meet.
+
+A request acquires a lease at admission, which starts the read at once, on a loader thread. When the adapter is in host
+memory the engine is told; when it schedules the request, it places the lease, which writes the pages to the device if
+they are not there. Nothing here blocks the engine thread: it only takes a lock that nobody holds while reading.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, HostCache
+from openlora_jax.adapters.loader import STOPPED, Loader
+from openlora_jax.adapters.pages import AdapterPages, shortage
+from openlora_jax.adapters.residency import Residence, Residency
+from openlora_jax.errors import AdapterUnavailable, OpenLoraError
+
+RETRY_AFTER = 1.0
+"""Seconds after a failed load during which further requests for that adapter fail without another read."""
+
+
+@runtime_checkable
+class AdapterFacts(Protocol):
+    """What must be known of an adapter before its arrays are read; `Manifest` is one."""
+
+    @property
+    def base_digest(self) -> str: ...
+    @property
+    def pages(self) -> Mapping[str, int]: ...
+
+
+@runtime_checkable
+class AdapterSource(Protocol):
+    """Where adapters come from; `AdapterStore` is one. Called on loader threads; what it raises fails the load."""
+
+    def manifest(self, digest: str) -> AdapterFacts: ...
+    def read(self, digest: str) -> tuple[AdapterFacts, AdapterTensors]: ...
+
+
+@runtime_checkable
+class PagePool(Protocol):
+    """Where pages are written to; `AdapterPool` is one."""
+
+    def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> AdapterTensors: ...
+    def write(self, pages: AdapterPages, tensors: AdapterTensors) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterStatus:
+    """Where one adapter is now.
+
+    Attributes:
+        state: `host` is in host memory alone; `loading` is wanted and not on the device yet; `resident` and `draining`
+            (leaves with its last request) are on the device; `absent` is pinned, and nothing more.
+        requests: that use it or wait for it.
+        pages: it holds on the device, over all modules.
+        host_bytes: it holds in host memory.
+    """
+
+    digest: str
+    state: Literal["absent", "host", "loading", "resident", "draining"]
+    requests: int
+    pinned: bool
+    pages: int
+    host_bytes: int
+
+
+class Lease:
+    """One request's hold on one adapter. Made by `AdapterCache.acquire`; any thread."""
+
+    def __init__(self, cache: "AdapterCache", name: str, residence: Residence) -> None:
+        self.name = name
+        self.digest = residence.digest
+        self._cache = cache
+        self._residence = residence
+        self._misfit: str | None = None
+        self._pages: AdapterPages | None = None
+        self._released = False
+
+    @property
+    def pages(self) -> AdapterPages:
+        """Where the adapter is on the device; valid from `place` to `release`."""
+        if self._pages is None:
+            raise RuntimeError(f"the lease on {self.name!r} was not placed")
+        return self._pages
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is in host memory or on the device, so that `place` may succeed."""
+        return self._cache._is_ready(self._residence)
+
+    @property
+    def error(self) -> OpenLoraError | None:
+        """Why it cannot be served; None while it loads and when it is ready."""
+        reason = self._misfit or self._residence.failure
+        return AdapterUnavailable(self.name, self.digest, reason) if reason else None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Blocks until it is ready or has failed, at most `timeout` seconds; False when neither came true."""
+        return self._cache._wait(self, timeout)
+
+    def release(self) -> None:
+        """Gives the adapter up; again does nothing. Drop what a dispatched step still yields for this request."""
+        self._cache._release(self)
+
+
+class AdapterCache:
+    """Adapters in host memory and on the device, by digest.
+
+    Attributes:
+        on_ready: called with a digest when its load ended, well or badly, while somebody waits for it. It runs on a
+            loader thread and must not block. The engine sets it.
+    """
+
+    def __init__(
+        self,
+        source: AdapterSource,
+        pool: PagePool,
+        capacities: Mapping[str, int],
+        *,
+        base_digest: str,
+        host_bytes: int,
+        threads: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`capacities` are the pool's; `base_digest` is what adapters must have been converted for."""
+        self.on_ready: Callable[[str], None] = lambda digest: None
+        self._source = source
+        self._pool = pool
+        self._base_digest = base_digest
+        self._usable = {module: capacity - 1 for module, capacity in capacities.items()}
+        self._residency = Residency(capacities)
+        self._host = HostCache(host_bytes)
+        self._loader = Loader(self._read, self._loaded, threads, RETRY_AFTER, clock)
+        self._lock = threading.Lock()
+        self._settled = threading.Condition(self._lock)
+
+    def acquire(self, name: str, digest: str) -> Lease:
+        """A new hold on an adapter; its load begins unless it is here, on its way, or has just failed. Any thread."""
+        with self._lock:
+            residence = self._residency.acquire(digest)
+            if residence.pages is None and not self._host.held(digest):
+                self._fetch(residence)
+            self._loader.start(room=self._host.has_room)
+            return Lease(self, name, residence)
+
+    def place(self, *leases: Lease) -> bool:
+        """Brings the adapters of one request to the device, all or none. Engine thread only.
+
+        Room is made by evicting adapters that no placed lease uses and nobody pinned, least recently used first and no
+        more than needed. A mix that could not fit even so gets its error here.
+
+        Returns:
+            True when all are placed: they stay where they are until released. False when one is not loaded, has failed,
+            or there is no room now.
+        """
+        with self._lock:
+            writes = self._reserve(leases)
+        if writes is None:
+            return False
+        failed = [residence for residence, adapter in writes if not self._write(residence, adapter)]
+        return not failed
+
+    def load(self, name: str, digest: str) -> None:
+        """Brings an adapter into host memory and waits for it. Not for the engine thread.
+
+        Raises:
+            AdapterUnavailable: it cannot be loaded.
+        """
+        lease = self.acquire(name, digest)
+        try:
+            lease.wait()
+            if lease.error:
+                raise lease.error
+        finally:
+            lease.release()
+
+    def unload(self, digest: str) -> None:
+        """Unpins an adapter and gives its memory back, on host and device: now if it is idle, else with its last lease.
+
+        A request that comes before that calls it back: the same digest is the same bytes. Removing its name from the
+        registry is what keeps new requests away.
+        """
+        with self._lock:
+            self._residency.unload(digest)
+            if not self._host.held(digest):
+                self._host.drop(digest)
+
+    def pin(self, digest: str, pinned: bool) -> None:
+        """A pinned adapter, once on the device, stays there until it is unpinned or unloaded."""
+        with self._lock:
+            self._residency.pin(digest, pinned)
+
+    def status(self) -> list[AdapterStatus]:
+        """Every adapter in memory or pinned, by digest."""
+        with self._lock:
+            residences = {residence.digest: residence for residence in self._residency.all()}
+            digests = {*residences, *self._host.digests(), *self._residency.pinned}
+            return [self._status(digest, residences.get(digest)) for digest in sorted(digests)]
+
+    def close(self) -> None:
+        """Waits for the reads that have begun and begins no others; what still waits for one fails."""
+        with self._lock:
+            self._loader.stop()
+        self._loader.join()
+        with self._settled:
+            for residence in list(self._residency.all()):
+                if not self._here(residence):
+                    self._residency.fail(residence, STOPPED)
+            self._settled.notify_all()
+
+    def validate(self) -> None:
+        """Raises RuntimeError when a condition of `Residency` does not hold."""
+        with self._lock:
+            self._residency.validate()
+
+    def _status(self, digest: str, residence: Residence | None) -> AdapterStatus:
+        host_bytes = self._host.size(digest)
+        pages = (residence and residence.pages) or {}
+        return AdapterStatus(
+            digest=digest,
+            state=residence.state if residence else "host" if host_bytes else "absent",
+            requests=residence.waiters + residence.refs if residence else 0,
+            pinned=digest in self._residency.pinned,
+            pages=sum(map(len, pages.values())),
+            host_bytes=host_bytes,
+        )
+
+    def _is_ready(self, residence: Residence) -> bool:
+        with self._lock:
+            return self._here(residence)
+
+    def _here(self, residence: Residence) -> bool:
+        return residence.pages is not None or (residence.failure is None and self._host.held(residence.digest))
+
+    def _wait(self, lease: Lease, timeout: float | None) -> bool:
+        with self._settled:
+            return self._settled.wait_for(lambda: self._here(lease._residence) or lease.error is not None, timeout)
+
+    def _fetch(self, residence: Residence, *, again: bool = False) -> None:
+        """Sees to it that a residence without pages gets its adapter into host memory, and that it stays there."""
+        adapter = self._host.get(residence.digest)
+        if adapter is not None:
+            residence.counts = adapter.counts
+            self._host.hold(residence.digest)
+        elif reason := self._loader.refusal(residence.digest):
+            self._residency.fail(residence, reason)
+        else:
+            self._loader.request(residence.digest, again=again)
+
+    def _read(self, digest: str) -> HostAdapter:
+        """On a loader thread, without the lock: everything that can be known to be wrong is found before the device."""
+        facts = self._source.manifest(digest)
+        if facts.base_digest != self._base_digest:
+            raise ValueError(f"it was converted for base {facts.base_digest}, and this one is {self._base_digest}")
+        if reason := shortage(facts.pages, self._usable):
+            raise ValueError(reason)
+        facts, tensors = self._source.read(digest)
+        return HostAdapter(facts.pages, self._pool.stage(facts.pages, tensors))
+
+    def _loaded(self, digest: str, result: HostAdapter | Exception) -> None:
+        """On a loader thread: the read of `_read` has ended."""
+        with self._settled:
+            waiting = self._residency.get(digest)
+            if isinstance(result, Exception):
+                reason = str(result) or type(result).__name__
+                self._loader.finish(digest, reason)
+                if waiting:
+                    self._residency.fail(waiting, reason)
+            else:
+                self._loader.finish(digest, None)
+                self._host.put(digest, result, held=waiting is not None)
+                if waiting:
+                    waiting.counts = result.counts
+            self._loader.start(room=self._host.has_room)
+            self._settled.notify_all()
+        if waiting:
+            self.on_ready(digest)
+
+    def _reserve(self, leases: tuple[Lease, ...]) -> list[tuple[Residence, HostAdapter]] | None:
+        """Gives every lease a reference and its residence pages; returns what must be written into them."""
+        members = [lease._residence for lease in leases]
+        arriving = [lease for lease in leases if lease._pages is None]
+        if any(lease._released or lease.error or not self._here(lease._residence) for lease in leases):
+            return None
+        if reason := self._residency.misfit(members):
+            for lease in leases:
+                lease._misfit = reason
+            return None
+        absent = [member for member in dict.fromkeys(members) if member.pages is None]
+        evicted = self._residency.place([lease._residence for lease in arriving])
+        if evicted is None:
+            return None
+        writes = [(member, adapter) for member in absent if (adapter := self._host.get(member.digest))]
+        for lease in arriving:
+            lease._pages = lease._residence.pages
+        for member in absent:
+            self._host.unhold(member.digest)
+        for residence in evicted:
+            if residence.waiters:
+                self._fetch(residence, again=True)
+        self._loader.start(room=self._host.has_room)
+        return writes
+
+    def _write(self, residence: Residence, adapter: HostAdapter) -> bool:
+        """Dispatches a page write. Only this thread gives pages away, so they are still this residence's own."""
+        try:
+            self._pool.write(residence.pages or {}, adapter.tensors)
+        except (MemoryError, RuntimeError) as error:  # the device ran out of memory, as JAX reports it
+            with self._lock:
+                self._residency.fail(residence, f"its pages could not be written: {error}")
+            return False
+        return True
+
+    def _release(self, lease: Lease) -> None:
+        with self._lock:
+            if lease._released:
+                return
+            lease._released = True
+            residence = lease._residence
+            free = self._residency.release(residence, placed=lease._pages is not None)
+            if free and self._residency.get(lease.digest) is None:
+                self._loader.cancel(lease.digest)
+                self._host.unhold(lease.digest)
+                if residence.unloading:
+                    self._host.drop(lease.digest)
+            self._loader.start(room=self._host.has_room)

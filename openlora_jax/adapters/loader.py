@@ -1,0 +1,100 @@
+"""Loader threads: each digest is read once at a time, oldest request first, and not again right after a failure."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+STOPPED = "the loader has stopped"
+"""Why nothing is read any more."""
+
+
+class Loader(Generic[T]):
+    """Runs `read(digest)` and then `done(digest, result or the exception)` on its threads.
+
+    `read` and `done` are called without a lock; every method is called under the owner's, `finish` from within `done`.
+
+    Attributes:
+        retry_after: seconds during which a digest that failed is not read again, so that a flood of requests for it
+            costs one read.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[str], T],
+        done: Callable[[str, T | Exception], None],
+        threads: int,
+        retry_after: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.retry_after = retry_after
+        self._read = read
+        self._done = done
+        self._clock = clock
+        self._threads = threads
+        self._stopped = False
+        self._executor = ThreadPoolExecutor(threads, "adapter-loader")
+        self._pending: OrderedDict[str, bool] = OrderedDict()  # digest -> whether it may start without room
+        self._running: set[str] = set()
+        self._failures: dict[str, tuple[float, str]] = {}  # digest -> when it may be tried again, why it failed
+
+    def request(self, digest: str, *, again: bool = False) -> None:
+        """Queues a read unless one is queued or running.
+
+        Args:
+            digest: of the adapter.
+            again: it was loaded for a request that still waits: ahead of the others, and whether or not there is room.
+        """
+        if digest not in self._running:
+            self._pending[digest] = self._pending.get(digest, False) or again
+            if again:
+                self._pending.move_to_end(digest, last=False)
+
+    def cancel(self, digest: str) -> None:
+        """Takes back a request whose read has not begun."""
+        self._pending.pop(digest, None)
+
+    def start(self, *, room: bool) -> None:
+        """Begins as many reads as there are idle threads; without room in host memory, only those that need none."""
+        while not self._stopped and self._pending and len(self._running) < self._threads:
+            digest, again = next(iter(self._pending.items()))
+            if not (room or again):
+                return
+            del self._pending[digest]
+            self._running.add(digest)
+            self._executor.submit(self._run, digest)
+
+    def finish(self, digest: str, failure: str | None) -> None:
+        """Notes the end of a read."""
+        self._running.discard(digest)
+        now = self._clock()
+        self._failures = {key: entry for key, entry in self._failures.items() if entry[0] > now}
+        if failure is not None:
+            self._failures[digest] = (now + self.retry_after, failure)
+
+    def refusal(self, digest: str) -> str | None:
+        """Why a digest is not to be read now: its last failure, while it is fresh."""
+        if self._stopped:
+            return STOPPED
+        until, failure = self._failures.get(digest, (0.0, None))
+        return failure if self._clock() < until else None
+
+    def stop(self) -> None:
+        """Forgets what has not begun and begins nothing else."""
+        self._stopped = True
+        self._pending.clear()
+
+    def join(self) -> None:
+        """Waits for what has begun. Called without the owner's lock, which `done` takes."""
+        self._executor.shutdown(wait=True)
+
+    def _run(self, digest: str) -> None:
+        result: T | Exception
+        try:
+            result = self._read(digest)
+        except Exception as error:  # whatever is wrong with one adapter concerns those who wait for it, and nobody else
+            result = error
+        self._done(digest, result)

@@ -1,0 +1,227 @@
+"""Which adapters hold device pages and for whom: a state machine without arrays, threads or a clock.
+
+    FREE --acquire--> LOADING --place--> RESIDENT --unload--> DRAINING --last release--> FREE
+                         |                |   ^ evict             |
+                         '--fail--> FREE <-'   '------acquire------'
+
+A lease *waits* for an adapter until `place` makes it a *reference*. Pages with a reference stay where they are. A lease
+that waits keeps no pages, else requests that wait for room could hold the very room that they wait for.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from openlora_jax.adapters.pages import AdapterPages, PageAllocator, shortage
+
+
+@dataclass(slots=True, eq=False)
+class Residence:
+    """One adapter from its first acquire until it is FREE; a later acquire of the same digest makes a new one.
+
+    Attributes:
+        counts: module name -> pages it takes; known when its load is done.
+        pages: where it is on the device; None while LOADING.
+        waiters: leases not placed yet.
+        refs: leases placed and not released.
+        unloading: leaves with its last lease, unless it is acquired again before.
+        failure: why it left; set once, by `fail`.
+    """
+
+    digest: str
+    counts: Mapping[str, int] | None = None
+    pages: AdapterPages | None = None
+    waiters: int = 0
+    refs: int = 0
+    unloading: bool = False
+    failure: str | None = None
+
+    @property
+    def state(self) -> Literal["loading", "resident", "draining"]:
+        if self.pages is None:
+            return "loading"
+        return "draining" if self.unloading else "resident"
+
+
+class Residency:
+    """All residences and their pages. Not thread-safe: the owner calls every method under one lock.
+
+    The following conditions hold after every call, and `validate` checks them:
+        * a digest has one residence at most;
+        * of every module, each page but the zero page is free or belongs to one residence, never both, never two;
+        * a residence without pages has a waiter: nothing is LOADING that nobody waits for;
+        * a residence that is unloading has a lease;
+        * references exist to pages alone: `refs` is 0 while LOADING.
+    """
+
+    def __init__(self, capacities: Mapping[str, int]) -> None:
+        self._pages = PageAllocator(capacities)
+        self._residences: dict[str, Residence] = {}
+        self._recency: OrderedDict[str, Residence] = OrderedDict()  # those with pages, the least recently used first
+        self._pinned: set[str] = set()
+
+    def get(self, digest: str) -> Residence | None:
+        return self._residences.get(digest)
+
+    def all(self) -> Iterable[Residence]:
+        """Every residence."""
+        return self._residences.values()
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        return frozenset(self._pinned)
+
+    def acquire(self, digest: str) -> Residence:
+        """Adds a waiter. A draining residence is called back: the same digest is the same bytes."""
+        residence = self._residences.setdefault(digest, Residence(digest))
+        residence.waiters += 1
+        residence.unloading = False
+        self._touch(residence)
+        return residence
+
+    def place(self, members: Sequence[Residence]) -> list[Residence] | None:
+        """Turns a waiter of each member into a reference, giving pages to those without: all of them or none.
+
+        Makes room by evicting residences without references or pins: first those that nobody waits for, least recently
+        used first; only if that suffices, and none whose pages are not needed.
+
+        Returns:
+            What was evicted; one that others wait for is LOADING again. None if there is no room now.
+        """
+        absent = [member for member in dict.fromkeys(members) if member.pages is None]
+        needed = _total(absent)
+        victims = self._victims(needed, members)
+        if victims is None:
+            return None
+        for victim in victims:
+            self._evict(victim)
+        for member in absent:
+            member.pages = self._pages.allocate(member.counts or {})
+            self._recency[member.digest] = member
+        for member in members:
+            member.waiters -= 1
+            member.refs += 1
+            self._touch(member)
+        return victims
+
+    def misfit(self, members: Sequence[Residence]) -> str | None:
+        """Why `place` of these could not succeed even if all other leases were gone; None if it could."""
+        unique = list(dict.fromkeys(members))
+        pinned = [self._recency[digest] for digest in self._pinned if digest in self._recency]
+        held = _total(residence for residence in pinned if residence not in unique)
+        room = {module: usable - held.get(module, 0) for module, usable in self._pages.usable.items()}
+        return shortage(_total(unique), room)
+
+    def release(self, residence: Residence, *, placed: bool) -> bool:
+        """Ends one lease, and with the last one what is LOADING or DRAINING.
+
+        Returns:
+            True when the residence is FREE after this.
+        """
+        if self._residences.get(residence.digest) is not residence:
+            return True
+        if placed:
+            residence.refs -= 1
+        else:
+            residence.waiters -= 1
+        self._touch(residence)
+        if residence.refs or residence.waiters or residence.state == "resident":
+            return False
+        self._free(residence)
+        return True
+
+    def fail(self, residence: Residence, reason: str) -> None:
+        """Ends a residence whose adapter cannot be had, whoever holds it; they read the reason."""
+        residence.failure = reason
+        self._free(residence)
+
+    def unload(self, digest: str) -> None:
+        """Unpins and gives the pages back: now if nobody holds them, else with the last lease."""
+        self._pinned.discard(digest)
+        residence = self._residences.get(digest)
+        if residence is None:
+            return
+        if residence.refs or residence.waiters:
+            residence.unloading = True
+        else:
+            self._free(residence)
+
+    def pin(self, digest: str, pinned: bool) -> None:
+        """A pinned adapter keeps its pages once it has them; `unload` ends the pin."""
+        if pinned:
+            self._pinned.add(digest)
+        else:
+            self._pinned.discard(digest)
+
+    def validate(self) -> None:
+        """Raises RuntimeError naming the condition of this class that does not hold."""
+        self._pages.validate()
+        for module, usable in self._pages.usable.items():
+            owned = [page for r in self._residences.values() if r.pages for page in r.pages.get(module, ())]
+            accounted = sorted([*owned, *self._pages.free_pages(module)])
+            if accounted != list(range(1, usable + 1)):
+                raise RuntimeError(f"{module}: pages are leaked or have two owners: {accounted} of 1..{usable}")
+        for residence in self._residences.values():
+            if (residence.pages is None) == (residence.digest in self._recency):
+                raise RuntimeError(f"pages and recency disagree: {residence}")
+            if min(residence.refs, residence.waiters) < 0:
+                raise RuntimeError(f"a lease was released twice: {residence}")
+            if residence.pages is None and (residence.refs or not residence.waiters):
+                raise RuntimeError(f"loading for nobody, or referenced without pages: {residence}")
+            if residence.unloading and not (residence.refs or residence.waiters):
+                raise RuntimeError(f"unloading without a lease: {residence}")
+
+    def _victims(self, needed: Mapping[str, int], members: Sequence[Residence]) -> list[Residence] | None:
+        """The residences to evict so that `needed` pages are free; None if no set of them would do."""
+        short = {module: count - self._pages.num_free(module) for module, count in needed.items()}
+        idle = [r for r in self._recency.values() if not r.refs and r.digest not in self._pinned and r not in members]
+        candidates = sorted(idle, key=lambda r: r.waiters > 0)
+        victims: list[Residence] = []
+        for candidate in candidates:
+            if any(short[module] > 0 for module in short.keys() & (candidate.pages or {})):
+                victims.append(candidate)
+                _add(short, candidate, -1)
+        if any(count > 0 for count in short.values()):
+            return None
+        for victim in victims[::-1]:  # a large adapter may have made smaller ones before it needless, and so on
+            _add(short, victim, 1)
+            if any(count > 0 for count in short.values()):
+                _add(short, victim, -1)
+            else:
+                victims.remove(victim)
+        return victims
+
+    def _evict(self, residence: Residence) -> None:
+        if residence.waiters:
+            self._give_back(residence)
+        else:
+            self._free(residence)
+
+    def _free(self, residence: Residence) -> None:
+        if self._residences.get(residence.digest) is residence:
+            del self._residences[residence.digest]
+            self._give_back(residence)
+
+    def _give_back(self, residence: Residence) -> None:
+        if residence.pages is not None:
+            self._pages.release(residence.pages)
+            residence.pages = None
+            del self._recency[residence.digest]
+
+    def _touch(self, residence: Residence) -> None:
+        if residence.pages is not None:
+            self._recency.move_to_end(residence.digest)
+
+
+def _total(residences: Iterable[Residence]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for residence in residences:
+        for module, count in (residence.counts or {}).items():
+            total[module] = total.get(module, 0) + count
+    return total
+
+
+def _add(short: dict[str, int], residence: Residence, sign: int) -> None:
+    for module in short:
+        short[module] += sign * len((residence.pages or {}).get(module, ()))

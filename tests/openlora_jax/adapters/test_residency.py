@@ -1,0 +1,261 @@
+"""Residency and pages against a small model: who may hold pages, and that none is lost or given twice."""
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from openlora_jax.adapters.residency import Residence, Residency
+
+CAPACITIES = {"q_proj": 6, "v_proj": 4}
+COUNTS: Mapping[str, Mapping[str, int]] = {
+    "a": {"q_proj": 1, "v_proj": 1},
+    "b": {"q_proj": 2},
+    "c": {"v_proj": 3},
+    "d": {"q_proj": 4, "v_proj": 2},
+    "e": {"q_proj": 5},
+}
+
+
+def resident(residency: Residency, digest: str, *, refs: int = 0, waiters: int = 0) -> Residence:
+    """Acquires, places and releases until the adapter has just these leases."""
+    residence = residency.acquire(digest)
+    residence.counts = COUNTS[digest]
+    assert residency.place([residence]) is not None
+    for _ in range(refs - 1):
+        residency.acquire(digest)
+        assert residency.place([residence]) == []
+    for _ in range(waiters):
+        residency.acquire(digest)
+    if refs == 0:
+        residency.release(residence, placed=True)
+    return residence
+
+
+def wanting(residency: Residency, digest: str) -> Residence:
+    residence = residency.acquire(digest)
+    residence.counts = COUNTS[digest]
+    return residence
+
+
+def test_the_states_of_one_adapter() -> None:
+    residency = Residency(CAPACITIES)
+    residence = wanting(residency, "a")
+    seen = [residence.state]
+    residency.place([residence])
+    seen.append(residence.state)
+    residency.unload("a")
+    seen.append(residence.state)
+    assert residency.acquire("a") is residence
+    seen.append(residence.state)
+    assert seen == ["loading", "resident", "draining", "resident"]
+    residency.release(residence, placed=False)
+    residency.unload("a")
+    assert residency.release(residence, placed=True)
+    assert residency.get("a") is None
+
+
+def test_an_idle_adapter_stays_until_room_is_needed() -> None:
+    residency = Residency(CAPACITIES)
+    a = resident(residency, "a")
+    assert a.state == "resident"
+    residency.place([wanting(residency, "b")])
+    assert a.pages
+    assert residency.place([wanting(residency, "c")]) == [a]
+
+
+def test_the_least_recently_used_leaves_first() -> None:
+    residency = Residency({"q_proj": 5})
+    a, b = resident(residency, "b"), residency.acquire("x")
+    b.counts = {"q_proj": 2}
+    residency.place([b])
+    residency.release(b, placed=True)
+    residency.release(residency.acquire("b"), placed=False)  # used again
+    newcomer = residency.acquire("y")
+    newcomer.counts = {"q_proj": 2}
+    assert residency.place([newcomer]) == [b]
+    assert a.pages
+
+
+def test_what_would_not_help_is_spared() -> None:
+    residency = Residency(CAPACITIES)
+    v_only, q_only = resident(residency, "c"), resident(residency, "b")
+    assert residency.place([wanting(residency, "e")]) == [q_only]
+    assert v_only.pages
+
+
+def test_no_more_leave_than_needed() -> None:
+    residency = Residency({"q_proj": 6})
+    sizes = {"small": 1, "large": 4}
+    for digest, size in sizes.items():
+        residence = residency.acquire(digest)
+        residence.counts = {"q_proj": size}
+        residency.place([residence])
+        residency.release(residence, placed=True)
+    newcomer = residency.acquire("new")
+    newcomer.counts = {"q_proj": 4}
+    assert [victim.digest for victim in residency.place([newcomer]) or ()] == ["large"]
+
+
+def test_nobody_leaves_for_one_that_finds_no_room_even_so() -> None:
+    residency = Residency(CAPACITIES)
+    idle = resident(residency, "b")
+    resident(residency, "c", refs=1)
+    assert residency.place([wanting(residency, "d")]) is None
+    assert idle.pages
+    residency.validate()
+
+
+def test_one_that_others_wait_for_leaves_last_and_is_loading_again() -> None:
+    residency = Residency({"q_proj": 5})
+    awaited = residency.acquire("awaited")
+    awaited.counts = {"q_proj": 2}
+    residency.place([awaited])
+    residency.release(awaited, placed=True)
+    residency.acquire("awaited")
+    idle = residency.acquire("idle")
+    idle.counts = {"q_proj": 2}
+    residency.place([idle])
+    residency.release(idle, placed=True)
+    newcomers = [residency.acquire(digest) for digest in ("n1", "n2")]
+    for newcomer in newcomers:
+        newcomer.counts = {"q_proj": 2}
+    assert residency.place(newcomers[:1]) == [idle]
+    assert residency.place(newcomers[1:]) == [awaited]
+    assert awaited.state == "loading"
+    assert residency.get("awaited") is awaited
+
+
+def test_a_pinned_adapter_stays() -> None:
+    residency = Residency(CAPACITIES)
+    residency.pin("b", True)
+    pinned = resident(residency, "b")
+    assert residency.place([wanting(residency, "e")]) is None
+    residency.pin("b", False)
+    assert residency.place([wanting(residency, "e")]) == [pinned]
+
+
+def test_a_mix_that_can_never_fit_is_told_so_with_both_numbers() -> None:
+    residency = Residency(CAPACITIES)
+    b, d = wanting(residency, "b"), wanting(residency, "d")
+    assert residency.misfit([b, b]) is None
+    assert residency.misfit([d]) is None
+    assert residency.misfit([b, d]) == "it needs 6 pages of q_proj and the pool can give 5; raise pool_pages"
+    residency.pin("a", True)
+    resident(residency, "a")
+    assert residency.misfit([d]) is None
+    assert residency.misfit([wanting(residency, "e")]) == (
+        "it needs 5 pages of q_proj and the pool can give 4; raise pool_pages"
+    )
+
+
+def test_one_adapter_twice_in_a_mix_takes_its_pages_once() -> None:
+    residency = Residency({"q_proj": 3})
+    residency.acquire("b")
+    twice = wanting(residency, "b")
+    assert residency.place([twice, twice]) == []
+    assert (twice.refs, twice.waiters) == (2, 0)
+
+
+@pytest.mark.parametrize("breakage", ["leak", "two owners", "double release"])
+def test_validate_sees_what_is_broken(breakage: str) -> None:
+    residency = Residency(CAPACITIES)
+    a, b = resident(residency, "a", refs=1), resident(residency, "b", refs=1)
+    if breakage == "leak":
+        a.pages = {}
+    elif breakage == "two owners":
+        a.pages = b.pages
+    else:
+        residency.release(b, placed=True)
+        residency.release(b, placed=True)
+    with pytest.raises(RuntimeError):
+        residency.validate()
+
+
+class ResidencyMachine(RuleBasedStateMachine):
+    """Random requests, unloads, pins and failures. The model is the list of leases: (residence, is it placed)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.residency = Residency(CAPACITIES)
+        self.leases: list[tuple[Residence, bool]] = []
+        self.pinned: set[str] = set()
+
+    @rule(digest=st.sampled_from(sorted(COUNTS)))
+    def acquire(self, digest: str) -> None:
+        self.leases.append((wanting(self.residency, digest), False))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        residence, placed = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+        self.residency.release(residence, placed=placed)
+
+    @rule(data=st.data())
+    def place(self, data: st.DataObject) -> None:
+        waiting = [
+            index for index, (residence, placed) in enumerate(self.leases) if not placed and not residence.failure
+        ]
+        if not waiting:
+            return
+        chosen = data.draw(st.lists(st.sampled_from(waiting), min_size=1, max_size=3, unique=True))
+        members = [self.leases[index][0] for index in chosen]
+        before = {r.digest: (r, r.pages, r.refs, r.waiters) for r in self.residency.all()}
+        evicted = self.residency.place(members)
+        if evicted is None:
+            assert before == {r.digest: (r, r.pages, r.refs, r.waiters) for r in self.residency.all()}
+            return
+        for victim in evicted:
+            _, pages, refs, waiters = before[victim.digest]
+            assert pages
+            assert refs == 0
+            assert victim not in members
+            assert victim.digest not in self.pinned
+            assert (self.residency.get(victim.digest) is victim) == (waiters > 0)
+        for residence, pages, _, _ in before.values():
+            if residence not in evicted and pages:
+                assert residence.pages == pages
+        for member in members:
+            assert {m: len(p) for m, p in (member.pages or {}).items()} == COUNTS[member.digest]
+        for index in chosen:
+            self.leases[index] = (self.leases[index][0], True)
+
+    @rule(digest=st.sampled_from(sorted(COUNTS)))
+    def unload(self, digest: str) -> None:
+        self.residency.unload(digest)
+        self.pinned.discard(digest)
+
+    @rule(digest=st.sampled_from(sorted(COUNTS)), pinned=st.booleans())
+    def pin(self, digest: str, pinned: bool) -> None:
+        self.residency.pin(digest, pinned)
+        (self.pinned.add if pinned else self.pinned.discard)(digest)
+
+    @rule(digest=st.sampled_from(sorted(COUNTS)))
+    def fail(self, digest: str) -> None:
+        residence = self.residency.get(digest)
+        if residence and residence.state == "loading":
+            self.residency.fail(residence, "broken")
+
+    @invariant()
+    def conditions_hold(self) -> None:
+        self.residency.validate()
+        for residence in self.residency.all():
+            mine = [placed for leased, placed in self.leases if leased is residence]
+            assert residence.refs == sum(mine)
+            assert residence.waiters == len(mine) - sum(mine)
+        for residence, _ in self.leases:
+            assert residence.failure or self.residency.get(residence.digest) is residence
+
+    def teardown(self) -> None:
+        for residence, placed in self.leases:
+            self.residency.release(residence, placed=placed)
+        for digest in COUNTS:
+            self.residency.unload(digest)
+        assert not list(self.residency.all())
+        self.residency.validate()
+
+
+TestResidencyMachine = ResidencyMachine.TestCase
+TestResidencyMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
