@@ -3,9 +3,7 @@
 The arrays are stored uncompressed, one chunk each: nothing can expand while it is read, and reading is copying.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import tensorstore as ts
 from etils import epath
 
 from openlora_jax.adapters.manifest import AdapterDtype, Manifest
+from openlora_jax.digest import content_digest
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.untrusted import read_json_object
 
@@ -34,38 +33,32 @@ _TENSORS = "tensors"
 _CHUNK = "0.0.0.0"
 
 
-def content_digest(manifest: Manifest, tensors: Tensors) -> str:
-    """The identity of an adapter: sha256 over the canonical manifest and every tensor, by sorted name.
+def artifact_digest(manifest: Manifest, tensors: Tensors) -> str:
+    """The identity of an adapter: its content, without names, paths and times.
 
     Raises:
         ValueError: `tensors` is not what `manifest` states.
     """
     _check(manifest, tensors)
-    content = hashlib.sha256(manifest.canonical())
-    for name in sorted(tensors):
-        content.update(json.dumps([name, manifest.dtype, tensors[name].shape]).encode())
-        content.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
-    return content.hexdigest()
+    return content_digest(manifest.model_dump(), tensors)
 
 
 def write_artifact(folder: Path, manifest: Manifest, tensors: Tensors) -> None:
-    """Writes an artifact into a new folder and waits until it is on the disk.
+    """Writes an artifact into an empty folder.
 
     Raises:
         ValueError: `tensors` is not what `manifest` states.
         OSError: the disk is full, or cannot be written.
     """
     _check(manifest, tensors)
-    folder.mkdir()
-    (folder / _MANIFEST).write_bytes(manifest.canonical())
+    (folder / _MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=2) + "\n")
     checkpoint = epath.Path(folder / _TENSORS)
     checkpoint.mkdir()
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+    arrays = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, arrays))
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
     handler.save(checkpoint, args=ocp.args.PyTreeSave(dict(tensors)))
     handler.close()
-    for parent, _, files in os.walk(folder):
-        for path in (*(Path(parent, file) for file in files), Path(parent)):
-            sync(path)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -100,15 +93,6 @@ def read_artifact(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
         return manifest, {name: read.result() for name, read in reads.items()}
     except ValueError as error:
         raise BadCheckpoint(folder, f"damaged tensors: {str(error).split(' [')[0]}") from error
-
-
-def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of entries, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check(manifest: Manifest, tensors: Tensors) -> None:

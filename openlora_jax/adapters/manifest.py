@@ -1,6 +1,5 @@
 """What an adapter's artifact holds, without its numbers: enough to count pages and bytes before a tensor is read."""
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -86,10 +85,6 @@ class Manifest(BaseModel):
         """Bytes of all tensors together."""
         elements = sum(pages * self.modules[module].shape.page_elements for module, pages in self.pages.items())
         return elements * ITEMSIZE[self.dtype]
-
-    def canonical(self) -> bytes:
-        """The one JSON text of this manifest, as it is stored and hashed."""
-        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> "Manifest":

@@ -1,13 +1,12 @@
 """The store: artifacts by digest, and the registry of their names. Every change is whole or not there at all.
 
-STORE/artifacts/<digest>/   written beside as `.new-*`, synced, renamed; never changed after
+STORE/artifacts/<digest>/   made under a name with a leading dot, synced, renamed; never changed after
 STORE/registry.jsonl        appended to and synced, once the artifact is in place
 STORE/lock                  held by whoever changes the store; readers never take it
 """
 
 import fcntl
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +14,15 @@ from pathlib import Path
 from openlora_jax.adapters.artifact import (
     Tensor,
     Tensors,
-    content_digest,
+    artifact_digest,
     read_artifact,
     read_manifest,
-    sync,
     write_artifact,
 )
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.registry import Registration, Registry, check_name
 from openlora_jax.errors import AdapterExists, BadCheckpoint, InvalidConfig, OpenLoraError, UnknownAdapter
-
-_NEW = ".new-"
-_OLD = ".old-"
+from openlora_jax.staging import staged_directory
 
 
 class AdapterStore:
@@ -94,7 +90,7 @@ class AdapterStore:
             current = self.registrations()
             for name, manifest, tensors in adapters:
                 check_name(name)
-                digests[name] = content_digest(manifest, tensors)
+                digests[name] = artifact_digest(manifest, tensors)
                 if name in current and current[name].digest != digests[name] and not replace:
                     raise AdapterExists(name, current[name].digest)
                 self._place(digests[name], manifest, tensors)
@@ -122,7 +118,7 @@ class AdapterStore:
 
     def _damage(self, digest: str) -> OpenLoraError | None:
         try:
-            found = content_digest(*self.read(digest))
+            found = artifact_digest(*self.read(digest))
         except OpenLoraError as error:
             return error
         if found != digest:
@@ -136,16 +132,12 @@ class AdapterStore:
             if self._damage(digest) is None:
                 return
             self._delete(digest)
-        self._artifacts.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_NEW, dir=self._artifacts) as scratch:
-            new = Path(scratch) / digest
-            write_artifact(new, manifest, tensors)
-            new.rename(target)
-        sync(self._artifacts)
+        with staged_directory(target) as folder:
+            write_artifact(folder, manifest, tensors)
 
     def _sweep(self) -> None:
         """Deletes what killed writers left behind, and artifacts that lost their last name."""
-        for leftover in (*self._artifacts.glob(f"{_NEW}*"), *self._artifacts.glob(f"{_OLD}*")):
+        for leftover in self._artifacts.glob(".*"):
             shutil.rmtree(leftover)
         for digest in self._registry.retired():
             if (self._artifacts / digest).exists():
@@ -153,7 +145,7 @@ class AdapterStore:
 
     def _delete(self, digest: str) -> None:
         """Renames first: what lies under a digest is always whole."""
-        old = self._artifacts / f"{_OLD}{digest}"
+        old = self._artifacts / f".{digest}.deleted"
         (self._artifacts / digest).rename(old)
         shutil.rmtree(old)
 

@@ -8,9 +8,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from openlora_jax.adapters.artifact import DTYPES, Tensor, content_digest, read_artifact, write_artifact
+from openlora_jax.adapters.artifact import DTYPES, Tensor, artifact_digest, read_artifact, write_artifact
 from openlora_jax.adapters.manifest import AdapterDtype, LowRank, Manifest
 from openlora_jax.errors import BadCheckpoint
+
+
+def write(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
+    folder.mkdir()
+    write_artifact(folder, manifest, tensors)
 
 
 def example(dtype: AdapterDtype = "float32", base: str = "0" * 64) -> tuple[Manifest, dict[str, Tensor]]:
@@ -31,7 +36,7 @@ def example(dtype: AdapterDtype = "float32", base: str = "0" * 64) -> tuple[Mani
 def test_what_is_written_is_read(tmp_path: Path, dtype: AdapterDtype) -> None:
     manifest, tensors = example(dtype)
     tensors["v_proj.B"][:] = 0
-    write_artifact(tmp_path / "x", manifest, tensors)
+    write(tmp_path / "x", manifest, tensors)
     found, read = read_artifact(tmp_path / "x")
     assert found == manifest
     assert read.keys() == tensors.keys()
@@ -39,14 +44,14 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: AdapterDtype) -> None:
         assert type(read[name]) is np.ndarray
         assert read[name].dtype == tensor.dtype
         np.testing.assert_array_equal(read[name], tensor)
-    assert content_digest(found, read) == content_digest(manifest, tensors)
+    assert artifact_digest(found, read) == artifact_digest(manifest, tensors)
     shutil.rmtree(tmp_path / "x")
     np.testing.assert_array_equal(read["v_proj.A"], tensors["v_proj.A"])
 
 
 def test_it_is_an_orbax_checkpoint(tmp_path: Path) -> None:
     manifest, tensors = example()
-    write_artifact(tmp_path / "x", manifest, tensors)
+    write(tmp_path / "x", manifest, tensors)
     restored = ocp.PyTreeCheckpointer().restore(tmp_path / "x" / "tensors")
     np.testing.assert_array_equal(restored["q_proj.B"], tensors["q_proj.B"])
 
@@ -68,24 +73,24 @@ def test_the_digest_is_fixed() -> None:
         name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         for name, shape in manifest.tensor_shapes.items()
     }
-    assert content_digest(manifest, tensors) == "c8b0ae89e8b15fcc85535caab1fd24a5c20db9a244c280595bcd795b74c1545a"
+    assert artifact_digest(manifest, tensors) == "b17968441c9a835b560837ce2af52a0619d15198df9026b6b03352985e4cda25"
 
 
 def test_the_digest_depends_on_all_content() -> None:
     manifest, tensors = example()
     digests = {
-        content_digest(manifest, tensors),
-        content_digest(*example("bfloat16")),
-        content_digest(*example(base="1" * 64)),
+        artifact_digest(manifest, tensors),
+        artifact_digest(*example("bfloat16")),
+        artifact_digest(*example(base="1" * 64)),
     }
     for name in tensors:
         changed = {**tensors, name: tensors[name].copy()}
         changed[name].reshape(-1).view(np.uint8)[-1] ^= 1
-        digests.add(content_digest(manifest, changed))
+        digests.add(artifact_digest(manifest, changed))
     swapped = {**tensors, "q_proj.A": tensors["q_proj.B"], "q_proj.B": tensors["q_proj.A"]}
-    digests.add(content_digest(manifest, swapped))
+    digests.add(artifact_digest(manifest, swapped))
     assert len(digests) == 3 + len(tensors) + 1
-    assert content_digest(manifest, dict(reversed(tensors.items()))) == content_digest(manifest, tensors)
+    assert artifact_digest(manifest, dict(reversed(tensors.items()))) == artifact_digest(manifest, tensors)
 
 
 def test_tensors_that_are_not_what_the_manifest_states_are_refused(tmp_path: Path) -> None:
@@ -98,10 +103,10 @@ def test_tensors_that_are_not_what_the_manifest_states_are_refused(tmp_path: Pat
     ]
     for case in wrong:
         with pytest.raises(ValueError, match="manifest states"):
-            write_artifact(tmp_path / "x", manifest, case)
+            write_artifact(tmp_path, manifest, case)
         with pytest.raises(ValueError, match="manifest states"):
-            content_digest(manifest, case)
-    assert not (tmp_path / "x").exists()
+            artifact_digest(manifest, case)
+    assert not list(tmp_path.iterdir())
 
 
 def _edit(path: Path, **changes: object) -> None:
@@ -129,7 +134,7 @@ MANIFEST_DAMAGE = [
 
 @pytest.mark.parametrize("change", MANIFEST_DAMAGE, ids=str)
 def test_a_damaged_manifest_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    write_artifact(tmp_path / "x", *example())
+    write(tmp_path / "x", *example())
     _edit(tmp_path / "x" / "manifest.json", **change)
     with pytest.raises(BadCheckpoint, match=str(tmp_path / "x")):
         read_artifact(tmp_path / "x")
@@ -137,7 +142,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, change: dict[str, object]
 
 @pytest.mark.parametrize("file", ["manifest.json", "tensors/q_proj.A/.zarray", "tensors/q_proj.A/0.0.0.0"])
 def test_a_missing_cut_or_linked_file_is_refused(tmp_path: Path, file: str) -> None:
-    write_artifact(tmp_path / "x", *example())
+    write(tmp_path / "x", *example())
     path = tmp_path / "x" / file
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -152,7 +157,7 @@ def test_a_missing_cut_or_linked_file_is_refused(tmp_path: Path, file: str) -> N
 
 
 def test_an_array_stored_otherwise_than_orbax_does_is_refused(tmp_path: Path) -> None:
-    write_artifact(tmp_path / "x", *example())
+    write(tmp_path / "x", *example())
     path = tmp_path / "x" / "tensors" / "q_proj.A" / ".zarray"
     good = path.read_text()
     compressor = {"id": "zstd", "level": 1}

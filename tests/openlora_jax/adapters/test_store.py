@@ -128,7 +128,7 @@ def test_verify_finds_a_flipped_bit_and_installing_again_mends_it(store: Adapter
 
 
 def test_leftovers_of_killed_writers_are_cleaned(store: AdapterStore) -> None:
-    for name in (".new-abc", ".old-abc"):
+    for name in (".abc.partial-1", ".abc.deleted"):
         (store.path / "artifacts" / name / "deep").mkdir(parents=True)
     digest = store.install("x", *adapter(1))
     assert artifacts(store) == {digest}
