@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.admission import Admission
@@ -37,6 +37,7 @@ MAX_FAILURES = 2
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Store(Protocol):
     """The adapter store, as the engine sees it."""
 
@@ -44,6 +45,7 @@ class Store(Protocol):
         """The digest that a name stands for now; UnknownAdapter if none."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """The tokenizer, as the engine sees it."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from openlora_jax.engine.request import TokenLogprobs
 from openlora_jax.engine.row_sampling import RowSampling
@@ -64,6 +64,7 @@ RowOutput = TokenLogprobs | TileScores | None
 """One tile's result: the sampled token, the scores of `targets`, or None where neither was asked for."""
 
 
+@runtime_checkable
 class StepResult(Protocol):
     """A dispatched step, perhaps still running."""
 
@@ -71,6 +72,7 @@ class StepResult(Protocol):
         """Waits for the step. One entry a tile, in the plan's order; `top` holds `params.logprobs` alternatives."""
 
 
+@runtime_checkable
 class Runner(Protocol):
     """The device side. Calls take effect in call order; none of them waits. Engine thread only."""
 

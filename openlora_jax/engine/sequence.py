@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from openlora_jax.engine.plan import TILE, AdapterPages, Tile
 from openlora_jax.engine.request import GenerateRequest, ScoreRequest, Timings
@@ -15,6 +15,7 @@ from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import OpenLoraError
 
 
+@runtime_checkable
 class Lease(Protocol):
     """A hold on one adapter, from admission to the request's end.
 
@@ -37,6 +38,7 @@ class Lease(Protocol):
         """Gives the adapter up. Any thread, any number of times."""
 
 
+@runtime_checkable
 class Adapters(Protocol):
     """The adapter cache, as the engine sees it; it calls `on_ready` with a digest whose load has ended."""
 

@@ -1,12 +1,13 @@
 """When a sample ends and which text it has by then: end tokens, stop strings, the length limit."""
 
 from collections.abc import Iterable, Set
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from openlora_jax.engine.request import FinishReason
 from openlora_jax.engine.sampling_params import SamplingParams
 
 
+@runtime_checkable
 class Detokenizer(Protocol):
     """Turns one sample's ids into text as they come."""
 
