@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from openlora_jax.adapters.modules import MODULES, module_shapes
+from openlora_jax.adapters.modules import MODULES, PAGE_RANK
 from openlora_jax.adapters.pool import AdapterPool
+from openlora_jax.adapters.synthetic import synthetic_tensors
 from openlora_jax.model.config import ModelConfig
 
 CONFIG = ModelConfig(
@@ -38,13 +39,8 @@ def make_pool(dtype: str = "float32") -> AdapterPool:
 
 
 def make_adapter(seed: int, counts: dict[str, int], dtype: str = "float32") -> Tensors:
-    rng = np.random.default_rng(seed)
-    shapes = module_shapes(CONFIG)
-    return {
-        f"{module}.{side}": rng.standard_normal((shapes[module].layers, count, 16, width)).astype(jnp.dtype(dtype))
-        for module, count in counts.items()
-        for side, width in (("A", shapes[module].d_in), ("B", shapes[module].d_out))
-    }
+    parts = [synthetic_tensors(CONFIG, [module], PAGE_RANK * count, seed) for module, count in counts.items()]
+    return {name: tensor.astype(jnp.dtype(dtype)) for part in parts for name, tensor in part.items()}
 
 
 def snapshot(pool: AdapterPool) -> dict[str, tuple[NDArray[np.generic], NDArray[np.generic]]]:
@@ -85,11 +81,9 @@ def test_a_write_puts_each_page_where_it_belongs_and_touches_no_other(
 
 
 def test_a_former_owner_leaves_no_residue() -> None:
-    small, large = {"q_proj": 1}, {"q_proj": 1, "v_proj": 2}
     fresh, used = make_pool(), make_pool()
-    x = make_adapter(1, small)
-    x["q_proj.A"][:, :, 3:] = 0  # rank 3: the page's other ranks are zeros and must overwrite
-    used.write({"q_proj": (1,), "v_proj": (1, 2)}, make_adapter(2, large))
+    x = synthetic_tensors(CONFIG, ["q_proj"], 3, 1)  # the page's other 13 ranks are zeros, which must overwrite
+    used.write({"q_proj": (1,), "v_proj": (1, 2)}, make_adapter(2, {"q_proj": 1, "v_proj": 2}))
     for pool in (fresh, used):
         pool.write({"q_proj": (1,)}, x)
     for left, right in zip(fresh.arrays["q_proj"], used.arrays["q_proj"], strict=True):

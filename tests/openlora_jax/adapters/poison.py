@@ -1,0 +1,18 @@
+"""NaN in every page that nobody owns: if a computation reads one, it shows."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from openlora_jax.adapters.pages import ZERO_PAGE, AdapterPages
+from openlora_jax.adapters.pool import AdapterPool
+
+
+def poison_free(pool: AdapterPool, owned: Iterable[AdapterPages]) -> None:
+    """Fills all pages of `pool` with NaN but the zero page and those in `owned`, the idle residents' among them."""
+    kept = list(owned)
+    for module, (a, b) in pool.arrays.items():
+        used = {ZERO_PAGE, *(page for pages in kept for page in pages.get(module, ()))}
+        free = tuple(page for page in range(a.shape[1]) if page not in used)
+        nans = {f"{module}.{side}": np.full_like(x[:, : len(free)], np.nan) for side, x in (("A", a), ("B", b))}
+        pool.write({module: free}, nans)
