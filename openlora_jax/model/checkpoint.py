@@ -9,11 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from numpy.typing import NDArray
 
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.model.config import ModelConfig
@@ -44,7 +45,7 @@ class BaseManifest:
         (base / "manifest.json").write_text(json.dumps(fields, indent=2) + "\n")
 
     @classmethod
-    def read(cls, base: Path) -> Self:
+    def read(cls, base: Path) -> "BaseManifest":
         """Reads the manifest of a base directory.
 
         Raises:
@@ -60,7 +61,7 @@ class BaseManifest:
             raise BadCheckpoint(path, f"lacks or has too many fields ({error}); convert the model again") from error
 
 
-def write_weights(base: Path, values: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> None:
+def write_weights(base: Path, values: Mapping[str, NDArray[Any]]) -> None:
     """Saves weights by flat name, uncompressed and without a second copy in memory."""
     handlers = ocp.type_handlers
     registry = handlers.create_type_handler_registry(

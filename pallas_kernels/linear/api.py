@@ -1,0 +1,17 @@
+"""What every implementation of the op promises."""
+
+from typing import Protocol
+
+from jax import Array
+from jaxtyping import Float, Int
+
+
+class Linear(Protocol):
+    """y = x W_layer^T, in the dtype of x.
+
+    The weights come as one array a layer, `[out, in]` as Hugging Face stores them, all of one shape.
+    """
+
+    def __call__(
+        self, x: Float[Array, "T L I"], weights: tuple[Float[Array, "O I"], ...], layer: Int[Array, ""]
+    ) -> Float[Array, "T L O"]: ...
