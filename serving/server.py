@@ -43,10 +43,15 @@ class Server:
     """One listening port, and what answers on it. For one event loop.
 
     Args:
+        listen: loopback HOST:PORT; port 0 picks a free one.
         stall: how long a message of a stream may wait for its reader, in seconds.
+
+    Raises:
+        InvalidConfig: `listen` is no loopback address.
     """
 
-    def __init__(self, stall: float = 30.0) -> None:
+    def __init__(self, listen: str, stall: float = 30.0) -> None:
+        self._host, self._port = loopback(listen)
         self._gate = Gate(stall)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=OPTIONS)
@@ -56,20 +61,22 @@ class Server:
             (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), self._server
         )
 
-    async def start(self, listen: str) -> str:
-        """Binds and answers: alive, but NOT_SERVING. Returns the address, with the port that port 0 became.
+    async def start(self) -> str:
+        """Binds and answers: alive, but NOT_SERVING. Returns the address, with the port that 0 became.
 
         Raises:
-            InvalidConfig: no loopback HOST:PORT, or one that cannot be bound.
+            InvalidConfig: the address cannot be bound.
         """
-        host, port = loopback(listen)
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = self._server.add_insecure_port(f"{self._host}:{self._port}")
         except RuntimeError as error:
-            raise InvalidConfig("listen", f"{host}:{port} cannot be bound; is another server running there?") from error
+            await self._server.start()  # grpc.aio closes only a server that was started
+            await self._server.stop(None)
+            problem = f"{self._host}:{self._port} cannot be bound; is another server running there?"
+            raise InvalidConfig("listen", problem) from error
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
-        return f"{host}:{bound}"
+        return f"{self._host}:{bound}"
 
     async def open(self, llm: LLM) -> None:
         """Begins to serve."""
@@ -100,8 +107,8 @@ async def serve(build: Callable[[], LLM], listen: str, *, grace: float, announce
         InvalidConfig: the address cannot be served on.
         OpenLoraError: what `build` raises.
     """
-    server = Server()
-    address = await server.start(listen)
+    server = Server(listen)
+    address = await server.start()
     try:
         llm = await asyncio.to_thread(build)
         signalled = _first_signal()

@@ -1,0 +1,91 @@
+from typing import Any
+
+import grpc
+import pytest
+
+from openlora_jax.adapters.cache import AdapterStatus
+from serving import catalog
+from serving.proto import openlora_pb2 as pb
+from tests.serving.fakes import FakeCache, FakeLLM, FakeStatus, digest_of
+
+
+async def test_an_adapter_on_disk(stub: Any) -> None:
+    assert await stub.GetAdapter(pb.GetAdapterRequest(name="sql")) == pb.Adapter(
+        name="sql", digest=digest_of("sql"), state=pb.ADAPTER_STATE_DISK, rank=20, pages=4
+    )
+
+
+async def test_load_pin_and_unload(stub: Any) -> None:
+    loaded = await stub.LoadAdapter(pb.LoadAdapterRequest(name="sql"))
+    assert loaded.state == pb.ADAPTER_STATE_HOST
+    assert (await stub.PinAdapter(pb.PinAdapterRequest(name="sql"))).pinned
+    assert (await stub.GetAdapter(pb.GetAdapterRequest(name="sql"))).pinned
+    assert not (await stub.PinAdapter(pb.PinAdapterRequest(name="sql", pinned=False))).pinned
+    unloaded = await stub.UnloadAdapter(pb.UnloadAdapterRequest(name="sql"))
+    assert unloaded.state == pb.ADAPTER_STATE_DISK
+
+
+@pytest.mark.parametrize("method", ["GetAdapter", "LoadAdapter", "UnloadAdapter", "PinAdapter"])
+async def test_an_unknown_adapter_is_not_found(stub: Any, llm: FakeLLM, method: str) -> None:
+    request = getattr(pb, f"{method}Request")(name="nobody")
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await getattr(stub, method)(request)
+    assert failure.value.code() is grpc.StatusCode.NOT_FOUND
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await getattr(stub, method)(getattr(pb, f"{method}Request")())
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not llm.adapters.known
+
+
+async def test_a_load_that_fails_says_why(stub: Any, llm: FakeLLM) -> None:
+    llm.adapters = FakeCache(broken="sql")
+    with pytest.raises(grpc.aio.AioRpcError, match="9 pages of q_proj and the pool has 8") as failure:
+        await stub.LoadAdapter(pb.LoadAdapterRequest(name="sql"))
+    assert failure.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_every_state_of_the_cache_has_a_name() -> None:
+    states = AdapterStatus.__annotations__["state"].__args__
+    assert catalog.STATES.keys() == set(states)
+
+
+async def test_states_and_requests_are_the_caches(stub: Any, llm: FakeLLM) -> None:
+    digest = digest_of("pirate")
+    llm.adapters.known[digest] = FakeStatus(digest, "draining", requests=3, pinned=True)
+    adapter = await stub.GetAdapter(pb.GetAdapterRequest(name="pirate"))
+    assert (adapter.state, adapter.requests, adapter.pinned) == (pb.ADAPTER_STATE_DRAINING, 3, True)
+
+
+@pytest.mark.parametrize("llm", [FakeLLM(*(f"a{index}" for index in range(2500)))])
+async def test_thousands_are_listed_a_page_at_a_time(stub: Any, llm: FakeLLM) -> None:
+    names, token, sizes = [], "", []
+    while True:
+        page = await stub.ListAdapters(pb.ListAdaptersRequest(page_size=999, page_token=token))
+        assert page.total == 2500
+        names += [adapter.name for adapter in page.adapters]
+        sizes.append(len(page.adapters))
+        token = page.next_page_token
+        if not token:
+            break
+    assert sizes == [999, 999, 502]
+    assert names == sorted(llm.store.names)
+    assert len((await stub.ListAdapters(pb.ListAdaptersRequest())).adapters) == catalog.DEFAULT_PAGE_SIZE
+
+
+async def test_the_last_page_has_no_token_even_when_it_is_full(stub: Any) -> None:
+    page = await stub.ListAdapters(pb.ListAdaptersRequest(page_size=3))
+    assert [adapter.name for adapter in page.adapters] == ["json", "pirate", "sql"]
+    assert page.next_page_token == ""
+
+
+@pytest.mark.parametrize("size", [-1, 1001])
+async def test_a_page_size_out_of_range_is_refused(stub: Any, size: int) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="page_size") as failure:
+        await stub.ListAdapters(pb.ListAdaptersRequest(page_size=size))
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("llm", [FakeLLM("a", "b", damaged="a")])
+async def test_a_damaged_adapter_hides_no_other(stub: Any, llm: FakeLLM) -> None:
+    page = await stub.ListAdapters(pb.ListAdaptersRequest())
+    assert [adapter.state for adapter in page.adapters] == [pb.ADAPTER_STATE_DAMAGED, pb.ADAPTER_STATE_DISK]

@@ -1,0 +1,98 @@
+import math
+from typing import Any
+
+import grpc
+import pytest
+
+from serving.proto import openlora_pb2 as pb
+from tests.serving.fakes import FakeLLM, generate
+
+BAD_SAMPLING: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": math.nan}, "sampling.temperature"),
+    ({"temperature": -0.1}, "sampling.temperature"),
+    ({"temperature": math.inf}, "sampling.temperature"),
+    ({"top_p": 0.0}, "sampling.top_p"),
+    ({"top_p": math.nan}, "sampling.top_p"),
+    ({"top_k": -1}, "sampling.top_k"),
+    ({"min_p": 1.5}, "sampling.min_p"),
+    ({"seed": 2**31}, "sampling.seed"),
+    ({"seed": -1}, "sampling.seed"),
+    ({"n": 0}, "sampling.n"),
+    ({"n": 2**40}, "sampling.n"),
+    ({"max_tokens": 0}, "sampling.max_tokens"),
+    ({"max_tokens": 2**62}, "max_tokens"),
+    ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
+    ({"repetition_penalty": 0.0}, "sampling.repetition_penalty"),
+    ({"logprobs": 21}, "sampling.logprobs"),
+    ({"stop": [""]}, "sampling.stop.0"),
+    ({"stop": ["x"] * 17}, "sampling.stop"),
+    ({"stop": ["x" * 257]}, "sampling.stop.0"),
+    ({"stop_token_ids": [128]}, "stop_token_ids"),
+    ({"logit_bias": {5: math.nan}}, "sampling.logit_bias.5"),
+    ({"logit_bias": {-1: 1.0}}, "logit_bias"),
+    ({"logit_bias": dict.fromkeys(range(301), 1.0)}, "sampling.logit_bias"),
+]
+
+
+@pytest.mark.parametrize(("sampling", "field"), BAD_SAMPLING, ids=lambda value: str(value)[:40])
+async def test_bad_sampling_names_the_field(stub: Any, llm: FakeLLM, sampling: dict[str, Any], field: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await stub.Generate(generate(**sampling))
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (failure.value.details() or "").startswith(f"{field}: ")
+    assert llm.engine.live == 0
+
+
+ITEM = pb.MixItem(adapter="sql")
+LONG = pb.TokenIds(ids=[1] * 256)
+BAD_REQUESTS: list[tuple[pb.GenerateRequest, str]] = [
+    (pb.GenerateRequest(), "prompt"),
+    (pb.GenerateRequest(prompt=pb.Prompt()), "prompt"),
+    (generate(""), "prompt"),
+    (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds())), "prompt"),
+    (pb.GenerateRequest(prompt=pb.Prompt(chat=pb.Chat())), "prompt.chat"),
+    (pb.GenerateRequest(prompt=pb.Prompt(chat=pb.Chat(messages=[pb.ChatMessage()] * 257))), "prompt.chat"),
+    (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[128]))), "prompt"),
+    (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[-1]))), "prompt"),
+    (pb.GenerateRequest(prompt=pb.Prompt(token_ids=LONG)), "prompt"),
+    (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[1] * 257))), "prompt.token_ids"),
+    (generate("x" * 256), "prompt"),
+    (generate("x" * (256 * 128 + 1)), "prompt.text"),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), adapter=""), "adapter"),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), adapter="x" * 129), "adapter"),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), mix=pb.Mix()), "mix.items"),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), mix=pb.Mix(items=[ITEM, ITEM])), "mix"),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), mix=pb.Mix(items=[ITEM] * 9)), "mix.items"),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), mix=pb.Mix(items=[pb.MixItem()])), "mix.items.0.adapter"),
+    (
+        pb.GenerateRequest(prompt=pb.Prompt(text="a"), mix=pb.Mix(items=[pb.MixItem(adapter="sql", weight=math.nan)])),
+        "mix",
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "field"), BAD_REQUESTS, ids=lambda value: str(value)[:40])
+async def test_a_bad_request_names_the_field(stub: Any, request_: pb.GenerateRequest, field: str) -> None:
+    for call in (stub.Generate(request_), stub.GenerateStream(request_).read()):
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await call
+        assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (failure.value.details() or "").startswith(f"{field}: ")
+
+
+async def test_a_score_without_completion_is_refused(stub: Any) -> None:
+    for request in (
+        pb.ScoreRequest(prompt=pb.Prompt(text="a")),
+        pb.ScoreRequest(prompt=pb.Prompt(text="a"), completion=""),
+        pb.ScoreRequest(prompt=pb.Prompt(text="a"), completion_ids=pb.TokenIds(ids=[1] * 300)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="completion") as failure:
+            await stub.Score(request)
+        assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_message_beyond_the_limit_is_refused_unread(stub: Any, llm: FakeLLM) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await stub.Generate(generate("x" * (5 * 1024**2)))
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await stub.Generate(generate(max_tokens=1))).outputs[0].text == "d"

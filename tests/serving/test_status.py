@@ -1,0 +1,115 @@
+import logging
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from openlora_jax import errors
+from serving import status
+from serving.client import Client
+from tests.serving.fakes import FakeLLM, generate
+
+CASES: list[tuple[errors.OpenLoraError, grpc.StatusCode]] = [
+    (errors.InvalidRequest("sampling.n", "is 9; at most 8"), grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.UnknownAdapter("näme\n"), grpc.StatusCode.NOT_FOUND),
+    (errors.AdapterExists("sql", "ab"), grpc.StatusCode.ALREADY_EXISTS),
+    (errors.AdapterUnavailable("sql", "ab", "too large"), grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.UnsupportedFeature("x", "DoRA", "merge it"), grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.InvalidConfig("store", "is gone"), grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.BadCheckpoint("registry.jsonl", "line 3"), grpc.StatusCode.DATA_LOSS),
+    (errors.Overloaded("waiting requests", 4), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.DeadlineExceeded("decode"), grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.EngineStopped("the device is lost"), grpc.StatusCode.UNAVAILABLE),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), CASES, ids=lambda value: type(value).__name__)
+async def test_an_error_crosses_the_wire(
+    stub: Any, llm: FakeLLM, error: errors.OpenLoraError, code: grpc.StatusCode
+) -> None:
+    llm.engine.fault = error
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await stub.Generate(generate())
+    assert failure.value.code() is code
+    assert failure.value.details() == str(error)
+    back = status.to_error(failure.value)
+    if isinstance(error, errors.BadCheckpoint | errors.InvalidConfig):
+        assert isinstance(back, status.CallFailed)
+        assert str(error) in str(back)
+    else:
+        assert type(back) is type(error)
+        assert vars(back) == vars(error)
+        assert str(back) == str(error)
+
+
+def details(failure: grpc.aio.AioRpcError, kind: type[Any]) -> Any:
+    rich = rpc_status.from_call(failure)
+    found = kind()
+    assert any(detail.Unpack(found) for detail in rich.details)
+    return found
+
+
+async def test_generic_clients_find_googles_details(stub: Any, llm: FakeLLM) -> None:
+    request = generate()
+    request.adapter = "nobody"
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await stub.Generate(request)
+    assert failure.value.code() is grpc.StatusCode.NOT_FOUND
+    resource = details(failure.value, error_details_pb2.ResourceInfo)
+    assert (resource.resource_type, resource.resource_name) == ("adapter", "nobody")
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await stub.Generate(generate(n=9))
+    assert details(failure.value, error_details_pb2.BadRequest).field_violations[0].field == "sampling.n"
+    llm.engine.fault = errors.Overloaded("waiting requests", 4)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await stub.Generate(generate())
+    assert details(failure.value, error_details_pb2.RetryInfo).retry_delay.seconds == status.RETRY_SECONDS
+
+
+async def test_a_long_text_fits_the_trailers(stub: Any, llm: FakeLLM) -> None:
+    llm.engine.fault = errors.InvalidRequest("x", "😀" * 5000)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await stub.Generate(generate())
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+async def test_an_unforeseen_fault_leaks_nothing_and_is_logged(
+    stub: Any, llm: FakeLLM, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm.engine.fault = RuntimeError("secret /srv/path")
+    call = getattr(stub, method)(generate())
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await (call if method == "Generate" else call.read())
+    assert failure.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(failure.value)
+    correlation_id = details(failure.value, error_details_pb2.ErrorInfo).metadata["correlation_id"]
+    assert correlation_id in (failure.value.details() or "")
+    logged = next(record for record in caplog.records if record.levelno == logging.ERROR)
+    assert correlation_id in logged.getMessage()
+    assert "secret" in str(logged.exc_info)
+
+
+async def test_one_log_line_a_request_without_its_text(
+    stub: Any, llm: FakeLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serving")
+    request = generate("confidential", max_tokens=2)
+    request.adapter = "sql"
+    await stub.Generate(request)
+    request.adapter = "nobody"
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.Generate(request)
+    good, bad = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
+    assert good.startswith("Generate ")
+    assert " OK " in good
+    assert "adapters=['sql'] prompt=12 completion=2" in good
+    assert " NOT_FOUND " in bad
+    assert "confidential" not in good + bad
+
+
+def test_a_server_that_is_not_there_is_an_error_of_ours() -> None:
+    with Client("127.0.0.1:1", timeout=5) as client, pytest.raises(status.CallFailed, match="UNAVAILABLE"):
+        client.server_info()
