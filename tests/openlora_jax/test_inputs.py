@@ -1,0 +1,150 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openlora_jax.engine.request import GenerateRequest, MixItem, ScoreRequest
+from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.errors import InvalidRequest
+from openlora_jax.inputs import (
+    Adapter,
+    completion_ids,
+    edit_distance,
+    mix_of,
+    parse_generate,
+    parse_score,
+    prompt_ids,
+)
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+class Letters:
+    """One id a letter; 1 goes before a text and 2 before messages."""
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        return [1] * special + [ord(letter) for letter in text]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return [2] + [ord(letter) for message in messages for letter in message["content"]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"prompt": "a"}, (1, 97)),
+        ({"prompt": ""}, (1,)),
+        ({"prompt_ids": [5, 6]}, (5, 6)),
+        ({"messages": MESSAGES}, (2, 104, 105)),
+        ({"messages": MESSAGES, "prompt": None, "adapter": None}, (2, 104, 105)),
+    ],
+)
+def test_prompts(fields: dict[str, Any], expected: tuple[int, ...]) -> None:
+    assert parse_generate(fields).request(Letters()).prompt_ids == expected
+    assert parse_score(fields | {"completion": "b"}).request(Letters()).prompt_ids == expected
+
+
+def test_a_whole_row_to_generate() -> None:
+    fields = {"prompt": "a", "max_tokens": 3, "stop": "x", "logit_bias": {"4": 2}, "adapter": "a1", "id": 7, "n": 2}
+    row = parse_generate(fields)
+    params = SamplingParams(max_tokens=3, stop=("x",), logit_bias={4: 2.0}, n=2)
+    assert row.request(Letters()) == GenerateRequest(prompt_ids=(1, 97), params=params, mix=(MixItem("a1"),))
+    assert row.extra == {"id": 7}
+
+
+def test_a_whole_row_to_score() -> None:
+    mix = [{"adapter": "a", "weight": -0.5}, {"adapter": "b"}]
+    row = parse_score({"prompt": "a", "completion": "b", "mix": mix, "label": [1], "max_tokens": 9})
+    assert row.request(Letters()) == ScoreRequest(
+        prompt_ids=(1, 97), completion_ids=(98,), mix=(MixItem("a", -0.5), MixItem("b", 1.0))
+    )
+    assert row.extra == {"label": [1], "max_tokens": 9}
+
+
+def test_completion_ids_are_verbatim() -> None:
+    assert parse_score({"prompt": "a", "completion_ids": [9]}).request(Letters()).completion_ids == (9,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({}, "prompt", "give one of prompt, messages, prompt_ids"),
+        ({"prompt": "a", "prompt_ids": [1]}, "prompt", "prompt and prompt_ids are given"),
+        ({"prompt": 3}, "prompt", "valid string"),
+        ({"prompt": "a", "prompt_ids": "abc"}, "prompt_ids", "valid list"),
+        ({"prompt_ids": [1, True]}, "prompt_ids.1", "valid integer"),
+        ({"prompt_ids": [1.5]}, "prompt_ids.0", "valid integer"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages.0.name", "not permitted"),
+        ({"prompt": "a", "adapter": 3}, "adapter", "valid string"),
+        ({"prompt": "a", "adapter": "x", "mix": [{"adapter": "y"}]}, "mix", "beside adapter"),
+        ({"prompt": "a", "mix": []}, "mix", "at least 1"),
+        ({"prompt": "a", "mix": [{"adapter": "y", "weight": float("nan")}]}, "mix.0.weight", "finite"),
+        ({"prompt": "a", "mix": [{"adapter": "y", "weight": "1"}]}, "mix.0.weight", "valid number"),
+        ({"prompt": "a", "mix": [{"adaptor": "y"}]}, "mix.0.adapter", "required"),
+        ({"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"prompt": "a", "temperature": float("nan")}, "temperature", "finite"),
+        ({"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
+        ({"prompt": "a", "max_tokens": "many"}, "max_tokens", "valid integer"),
+        ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias.x", "valid integer"),
+        ({"prompt": "a", "promt_ids": [1]}, "promt_ids", "'prompt_ids'"),
+        ({"prompt": "a", "max_token": 3}, "max_token", "'max_tokens'"),
+        ({"prompt": "a", "adpater": "x"}, "adpater", "'adapter'"),
+        ({"prompt": "a", "stpo": "x"}, "stpo", "'stop'"),
+        ({"prompt": "a", "mx": []}, "mx", "'mix'"),
+        ({"prompt": "a", "outputs": 1}, "outputs", "key of the output"),
+    ],
+)
+def test_mistakes_are_named(fields: dict[str, Any], field: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        parse_generate(fields)
+    assert caught.value.field.startswith(field)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"prompt": "a"}, "completion"),
+        ({"prompt": "a", "completion": "b", "completion_ids": [1]}, "completion"),
+        ({"prompt": "a", "completion": "b", "complation": "c"}, "complation"),
+        ({"prompt": "a", "completion": "b", "logprobs": 1}, "logprobs"),
+    ],
+)
+def test_mistakes_in_scoring(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_score(fields)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("key", ["id", "i", "x", "label", "name", "expected", "completion", "category", "k" * 10**6])
+def test_other_keys_are_carried_through(key: str) -> None:
+    assert parse_generate({"prompt": "a", key: {"any": [1]}}).extra == {key: {"any": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "mix"),
+    [(None, ()), ("a", (MixItem("a", 1.0),)), ({"a": 0.6, "b": 0.4}, (MixItem("a", 0.6), MixItem("b", 0.4)))],
+)
+def test_adapters_as_mixes(adapter: Adapter, mix: tuple[MixItem, ...]) -> None:
+    assert mix_of(adapter) == mix
+
+
+def test_ids_may_be_numpy_integers() -> None:
+    ids = list(np.arange(3))
+    assert (prompt_ids(ids, Letters()), completion_ids(ids, Letters())) == ((0, 1, 2), (0, 1, 2))
+
+
+words = st.text("abc", max_size=6)
+
+
+@given(words, words, words)
+def test_edit_distance(one: str, other: str, third: str) -> None:
+    distance = edit_distance(one, other)
+    assert (distance == 0) == (one == other)
+    assert distance == edit_distance(other, one)
+    assert distance <= edit_distance(one, third) + edit_distance(third, other)
+    assert abs(len(one) - len(other)) <= distance <= max(len(one), len(other))
