@@ -179,12 +179,13 @@ class Residency:
         candidates = sorted(idle, key=lambda r: r.waiters > 0)
         victims: list[Residence] = []
         for candidate in candidates:
-            if any(short[module] > 0 for module in short.keys() & (candidate.pages or {})):
-                victims.append(candidate)
-                _add(short, candidate, -1)
+            if all(count <= 0 for count in short.values()):
+                break
+            victims.append(candidate)
+            _add(short, candidate, -1)
         if any(count > 0 for count in short.values()):
             return None
-        for victim in victims[::-1]:  # a large adapter may have made smaller ones before it needless, and so on
+        for victim in victims[::-1]:  # some hold other modules' pages, or were needless once a larger one was found
             _add(short, victim, 1)
             if any(count > 0 for count in short.values()):
                 _add(short, victim, -1)

@@ -86,6 +86,14 @@ def test_what_would_not_help_is_spared() -> None:
     assert v_only.pages
 
 
+def test_the_members_of_a_mix_do_not_evict_each_other() -> None:
+    residency = Residency({"q_proj": 7})
+    b = resident(residency, "b", waiters=1)
+    assert residency.place([b, wanting(residency, "e")]) is None
+    assert b.pages
+    residency.validate()
+
+
 def test_no_more_leave_than_needed() -> None:
     residency = Residency({"q_proj": 6})
     sizes = {"small": 1, "large": 4}
