@@ -46,7 +46,7 @@ class EngineConfig(BaseModel):
     max_model_len: Positive = 2048
     kv_block: Positive = 32
     kv_blocks: Positive = 513
-    pool_pages: Positive = 65
+    pool_pages: Positive = 33
     wide_pool_pages: Positive = 5
     work_items: Positive = 1024
     host_cache_bytes: Positive = 2 * 1024**3

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Float32, Int, Int32
 
+from openlora_jax.adapters.pool import PoolArrays
 from openlora_jax.engine.sampling import Sampled, SamplerState, SamplingBatch, sample
 from openlora_jax.engine.sampling_params import MAX_LOGPROBS
+from openlora_jax.engine.work import PackedWork
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.forward import AdapterBatch, TileBatch, hidden_states, logits
 from openlora_jax.model.parameters import Parameters
@@ -32,9 +34,11 @@ class Program:
         kv: Kv,
         tiles: TileBatch,
         sampling: SamplingBatch,
-        adapters: AdapterBatch,
+        pools: PoolArrays,
+        work: PackedWork,
     ) -> tuple[SamplerState, Kv, Sampled]:
         """One token of every row: the one last sampled in its slot goes in, the next comes out."""
+        adapters = AdapterBatch(pools, work.lists())
         tokens = state.last_token[sampling.slot][:, None]
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)
         state, sampled = sample(state, logits(self.config, self.ops, parameters, adapters, x[:, 0]), sampling)
@@ -49,9 +53,11 @@ class Program:
         tiles: TileBatch,
         samples: Bool[Array, ""],
         sampling: SamplingBatch,
-        adapters: AdapterBatch,
+        pools: PoolArrays,
+        work: PackedWork,
     ) -> tuple[SamplerState, Kv, Sampled]:
         """A chunk of prompts; where `samples`, also the token after each tile that is its prompt's last."""
+        adapters = AdapterBatch(pools, work.lists())
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)
         last = jnp.maximum(tiles.length - 1, 0)
 
@@ -69,9 +75,11 @@ class Program:
         tokens: Int32[Array, "T L"],
         targets: Int32[Array, "T L"],
         tiles: TileBatch,
-        adapters: AdapterBatch,
+        pools: PoolArrays,
+        work: PackedWork,
     ) -> tuple[Kv, "Scores"]:
         """A chunk of sequences to score: the head runs on one token of each tile at a time, never on all."""
+        adapters = AdapterBatch(pools, work.lists())
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)
 
         def score_column(column: tuple[Float[Array, "T D"], Int[Array, "T"]]) -> Scores:

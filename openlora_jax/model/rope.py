@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021) in Hugging Face's half-split form, with the scalings of Llama 3 and linear."""
+"""Rotary position embedding (Su et al. 2021), half-split as in Hugging Face, with Llama 3 and linear scaling."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,0 +1,206 @@
+"""The device side of the engine: turns plans into arrays, dispatches programs, keeps the device's state."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from openlora_jax.adapters.pool import AdapterPool
+from openlora_jax.config import EngineConfig
+from openlora_jax.engine.plan import TILE, RowOutput, StepPlan, StepResult, Tile, TileScores
+from openlora_jax.engine.request import TokenLogprobs
+from openlora_jax.engine.row_sampling import RowSampling
+from openlora_jax.engine.sampling import Sampled, SamplerState, SamplingBatch, prepare_slot, slot_rows
+from openlora_jax.engine.sampling_params import MAX_STOPS, SamplingParams
+from openlora_jax.engine.step import Program, Scores
+from openlora_jax.engine.work import PackedWork
+from openlora_jax.model.config import ModelConfig
+from openlora_jax.model.forward import TileBatch
+from openlora_jax.model.parameters import Parameters
+from pallas_kernels.registry import Ops
+
+SCRATCH_BLOCK = 0
+"""The KV block that padding tiles write to."""
+
+
+class DeviceRunner:
+    """One model, its caches and its programs on one device. Used by one thread; calls take effect in call order."""
+
+    def __init__(
+        self, engine: EngineConfig, model: ModelConfig, ops: Ops, parameters: Parameters, pool: AdapterPool
+    ) -> None:
+        """Allocates the caches; nothing grows afterwards."""
+        self.pool = pool
+        self._engine = engine
+        self._model = model
+        self._parameters = parameters
+        self._max_forbidden = MAX_STOPS + len(model.eos_token_ids)
+        self._table_width = -(-engine.max_model_len // engine.kv_block)
+        self._state = SamplerState.create(engine.max_rows + 1, model.vocab_size)
+        self._kv = jnp.zeros(
+            (model.num_layers, engine.kv_blocks, 2, model.num_kv_heads, engine.kv_block, model.head_dim), engine.dtype
+        )
+        program = Program(model, ops)
+        self._decode = jax.jit(program.decode, donate_argnames=("state", "kv"))
+        self._prefill = jax.jit(program.prefill, donate_argnames=("state", "kv"))
+        self._score = jax.jit(program.score, donate_argnames="kv")
+
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """Rows that a decode program exists for; one, where results may not depend on the number of rows."""
+        return self._engine.row_buckets[-1:] if self._engine.deterministic else self._engine.row_buckets
+
+    @property
+    def tile_buckets(self) -> tuple[int, ...]:
+        """The same for the tiles of a chunk."""
+        buckets = self._engine.chunk_buckets[-1:] if self._engine.deterministic else self._engine.chunk_buckets
+        return tuple(chunk // TILE for chunk in buckets)
+
+    def compile(self, progress: Callable[[str, int, int], None] = lambda name, done, total: None) -> None:
+        """Compiles every program by running it on padding, so that no request waits for one.
+
+        Args:
+            progress: called before each program and at the end, with its name, how many are done, and of how many.
+        """
+        programs: list[tuple[str, StepPlan, int]] = [
+            *((f"decode[{rows}]", StepPlan("decode", ()), rows) for rows in self.row_buckets),
+            *((f"prefill[{tiles * TILE}]", StepPlan("prefill", ()), tiles) for tiles in self.tile_buckets),
+            (f"score[{self.tile_buckets[-1] * TILE}]", StepPlan("score", ()), self.tile_buckets[-1]),
+        ]
+        for done, (name, plan, rows) in enumerate(programs):
+            progress(name, done, len(programs) + 1)
+            self._dispatch(plan, rows)
+            jax.block_until_ready(self._kv)
+        progress("page writes", len(programs), len(programs) + 1)
+        self.pool.compile()
+        self.copy_block(SCRATCH_BLOCK, SCRATCH_BLOCK)
+        self.prepare_slot(self._engine.max_rows, (), (), SamplingParams(presence_penalty=1.0))
+        jax.block_until_ready((self._kv, self._state))
+        progress("ready", len(programs) + 1, len(programs) + 1)
+
+    def prepare_slot(
+        self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int], params: SamplingParams
+    ) -> None:
+        """Gives `slot` to a new sequence; costs nothing unless its penalties or bias are ever read."""
+        if RowSampling.of(params, seed=0).uses_slot:
+            rows = slot_rows(prompt_ids, output_ids, params.logit_bias, self._model.vocab_size)
+            self._state = prepare_slot(self._state, np.int32(slot), *rows)
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copies one KV block over all layers."""
+        self._kv = _copy_block(self._kv, np.int32(source), np.int32(target))
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Dispatches one step and returns at once.
+
+        Raises:
+            ValueError: more tiles than any program has, or more work items than a list holds.
+        """
+        buckets = self.row_buckets if plan.kind == "decode" else self.tile_buckets
+        if plan.kind == "score":
+            buckets = buckets[-1:]
+        rows = next((bucket for bucket in buckets if bucket >= len(plan.tiles)), None)
+        if rows is None:
+            raise ValueError(f"{len(plan.tiles)} tiles in one {plan.kind} step, where the largest has {buckets[-1]}")
+        return self._dispatch(plan, rows)
+
+    def _dispatch(self, plan: StepPlan, rows: int) -> StepResult:
+        """`plan` padded to `rows` tiles."""
+        tiles = self._tile_batch(plan.tiles, rows)
+        work = PackedWork.pack(plan.tiles, rows, self._engine.work_items)
+        if plan.kind == "score":
+            tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, TILE)
+            targets = _padded([tile.targets or () for tile in plan.tiles], rows, TILE)
+            self._kv, scores = self._score(self._parameters, self._kv, tokens, targets, tiles, self.pool.arrays, work)
+            return ScoredStep(plan.tiles, scores)
+        sampling = self._sampling_batch(plan.tiles, rows)
+        if plan.kind == "decode":
+            self._state, self._kv, sampled = self._decode(
+                self._parameters, self._state, self._kv, tiles, sampling, self.pool.arrays, work
+            )
+        else:
+            tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, TILE)
+            samples = np.bool_(any(tile.sampling for tile in plan.tiles))
+            self._state, self._kv, sampled = self._prefill(
+                self._parameters, self._state, self._kv, tokens, tiles, samples, sampling, self.pool.arrays, work
+            )
+        return SampledStep(plan.tiles, sampled)
+
+    def _tile_batch(self, tiles: Sequence[Tile], rows: int) -> TileBatch:
+        padding = [0] * (rows - len(tiles))
+        return TileBatch(
+            start=np.array([*(tile.start for tile in tiles), *padding], np.int32),
+            length=np.array([*(_length(tile) for tile in tiles), *padding], np.int32),
+            table=_padded([tile.blocks for tile in tiles], rows, self._table_width, SCRATCH_BLOCK),
+        )
+
+    def _sampling_batch(self, tiles: Sequence[Tile], rows: int) -> SamplingBatch:
+        padding = rows - len(tiles)
+        return SamplingBatch.pack(
+            [tile.sampling for tile in tiles] + [None] * padding,
+            [tile.slot for tile in tiles] + [0] * padding,
+            [tile.start + _length(tile) for tile in tiles] + [0] * padding,
+            scratch=self._engine.max_rows,
+            max_forbidden=self._max_forbidden,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SampledStep:
+    """A dispatched decode or prefill step."""
+
+    tiles: tuple[Tile, ...]
+    sampled: Sampled
+
+    def read(self) -> Sequence[RowOutput]:
+        """Waits for the step; one entry a tile."""
+        wanted = [tile.sampling.logprobs or 0 if tile.sampling else 0 for tile in self.tiles]
+        tokens, logprobs = np.asarray(self.sampled.token).tolist(), np.asarray(self.sampled.logprob).tolist()
+        ids = np.asarray(self.sampled.top_ids).tolist() if any(wanted) else None
+        values = np.asarray(self.sampled.top_logprobs).tolist() if any(wanted) else None
+
+        def output(row: int, tile: Tile) -> TokenLogprobs | None:
+            if tile.sampling is None:
+                return None
+            top = dict(zip(ids[row][: wanted[row]], values[row], strict=False)) if ids and values else {}
+            return TokenLogprobs(tokens[row], logprobs[row], top)
+
+        return [output(row, tile) for row, tile in enumerate(self.tiles)]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredStep:
+    """A dispatched score step."""
+
+    tiles: tuple[Tile, ...]
+    scores: Scores
+
+    def read(self) -> Sequence[RowOutput]:
+        """Waits for the step; one entry a tile."""
+        logprobs, greedy = np.asarray(self.scores.logprob), np.asarray(self.scores.greedy)
+        return [
+            TileScores(tuple(logprobs[row, :count].tolist()), tuple(greedy[row, :count].tolist())) if count else None
+            for row, count in enumerate(len(tile.targets or ()) for tile in self.tiles)
+        ]
+
+
+def _length(tile: Tile) -> int:
+    return 1 if tile.tokens is None else len(tile.tokens)
+
+
+def _padded(lists: Sequence[Sequence[int]], rows: int, width: int, filler: int = 0) -> Int[np.ndarray, "rows width"]:
+    array = np.full((rows, width), filler, np.int32)
+    for row, values in zip(array, lists, strict=False):
+        row[: len(values)] = values
+    return array
+
+
+@partial(jax.jit, donate_argnames="kv")
+def _copy_block(
+    kv: Float[jax.Array, "Y B 2 K S E"], source: Int[jax.Array, ""], target: Int[jax.Array, ""]
+) -> Float[jax.Array, "Y B 2 K S E"]:
+    return kv.at[:, target].set(kv[:, source])
