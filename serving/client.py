@@ -19,12 +19,11 @@ from google.protobuf.message import Message
 
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.errors import InvalidRequest
+from openlora_jax.inputs import Adapter, Prompt
 from serving import status
 from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-Adapter = str | Mapping[str, float] | None
 Answer = TypeVar("Answer")
 Built = TypeVar("Built", bound=Message)
 

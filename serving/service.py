@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 from openlora_jax import __version__
 from openlora_jax.engine.request import Delta, Finished, GenerateRequest, Scored, ScoreRequest
@@ -113,20 +114,15 @@ def _submitted(request: GenerateRequest | ScoreRequest, call: Call) -> Iterator[
 
 
 async def _generate_request(request: pb.GenerateRequest, call: Call) -> GenerateRequest:
-    params, mix = translate.sampling_params(request.sampling), translate.mix(request)
-    max_len = call.llm.config.max_model_len
-    prompt = await asyncio.to_thread(translate.prompt_ids, request.prompt, call.llm.tokenizer, max_len)
-    return GenerateRequest(prompt_ids=prompt, params=params, mix=mix, deadline=call.deadline, request_id=call.id)
+    work = translate.generate_input(request, call.llm.config.max_model_len)
+    generate = await asyncio.to_thread(work.request, call.llm.tokenizer)
+    return replace(generate, deadline=call.deadline, request_id=call.id)
 
 
 async def _score_request(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
-    mix = translate.mix(request)
-    llm, max_len = call.llm, call.llm.config.max_model_len
-    prompt = await asyncio.to_thread(translate.prompt_ids, request.prompt, llm.tokenizer, max_len)
-    completion = await asyncio.to_thread(translate.completion_ids, request, llm.tokenizer, max_len)
-    return ScoreRequest(
-        prompt_ids=prompt, completion_ids=completion, mix=mix, deadline=call.deadline, request_id=call.id
-    )
+    work = translate.score_input(request, call.llm.config.max_model_len)
+    score = await asyncio.to_thread(work.request, call.llm.tokenizer)
+    return replace(score, deadline=call.deadline, request_id=call.id)
 
 
 def _finished(event: Finished, call: Call) -> pb.Finished:

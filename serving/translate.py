@@ -6,13 +6,12 @@ holds for every caller (vocabulary, context length, weights) the engine checks.
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import ValidationError
-
+from openlora_jax import inputs
 from openlora_jax.engine.admission import MAX_MIX
 from openlora_jax.engine.request import Delta, Finished, MixItem, Scored, Timings, TokenLogprobs
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.errors import InvalidRequest
-from serving.engine import Tokenizer
+from openlora_jax.inputs import GenerateInput, Prompt, ScoreInput
 from serving.proto import openlora_pb2 as pb
 
 MAX_NAME = 128
@@ -27,18 +26,36 @@ FINISH_REASONS: Mapping[str | None, pb.FinishReason] = {
 }
 
 
-def sampling_params(message: pb.SamplingParams) -> SamplingParams:
-    """The fields that are set; the others keep their defaults.
+def generate_input(request: pb.GenerateRequest, max_len: int) -> GenerateInput:
+    """What a generation asks for, in a context of `max_len` tokens.
 
     Raises:
-        InvalidRequest: names the first field out of range.
+        InvalidRequest: names the field.
     """
-    values: dict[str, object] = {field.name: _plain(value) for field, value in message.ListFields()}
-    try:
-        return SamplingParams.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise InvalidRequest(".".join(["sampling", *map(str, first["loc"])]), first["msg"]) from error
+    params = sampling_params(request.sampling)
+    return GenerateInput(prompt=prompt(request.prompt, max_len), params=params, mix=mix(request), extra={})
+
+
+def score_input(request: pb.ScoreRequest, max_len: int) -> ScoreInput:
+    """What a scoring asks for, in a context of `max_len` tokens.
+
+    Raises:
+        InvalidRequest: names the field.
+    """
+    completion: str | tuple[int, ...]
+    match request.WhichOneof("scored"):
+        case "completion":
+            completion = _text(request.completion, "completion", max_len)
+        case "completion_ids":
+            completion = _ids(request.completion_ids, "completion_ids", max_len)
+        case _:
+            raise InvalidRequest("completion", "is missing; give completion or completion_ids")
+    return ScoreInput(prompt=prompt(request.prompt, max_len), completion=completion, mix=mix(request), extra={})
+
+
+def sampling_params(message: pb.SamplingParams) -> SamplingParams:
+    """The fields that are set; the others keep their defaults. Raises InvalidRequest."""
+    return inputs.sampling_params({field.name: _plain(value) for field, value in message.ListFields()})
 
 
 def _plain(value: object) -> object:
@@ -84,52 +101,32 @@ def adapter_name(name: str, field: str = "name") -> str:
     return name
 
 
-def prompt_ids(prompt: pb.Prompt, tokenizer: Tokenizer, max_len: int) -> tuple[int, ...]:
-    """The prompt's token ids.
-
-    Raises:
-        InvalidRequest: no prompt, or one that cannot fit `max_len` tokens.
-    """
-    match prompt.WhichOneof("prompt"):
+def prompt(message: pb.Prompt, max_len: int) -> Prompt:
+    """Text, messages or ids. Raises InvalidRequest if there are none, or more than can fit `max_len` tokens."""
+    match message.WhichOneof("prompt"):
         case "text":
-            return text_ids(prompt.text, "prompt.text", tokenizer, max_len, special=True)
+            return _text(message.text, "prompt.text", max_len)
         case "token_ids":
-            return given_ids(prompt.token_ids, "prompt.token_ids", max_len)
+            return _ids(message.token_ids, "prompt.token_ids", max_len)
         case "chat":
-            return chat_ids(prompt.chat.messages, tokenizer, max_len)
+            return _messages(message.chat.messages, max_len)
     raise InvalidRequest("prompt", "is missing; give text, chat or token_ids")
 
 
-def completion_ids(request: pb.ScoreRequest, tokenizer: Tokenizer, max_len: int) -> tuple[int, ...]:
-    """The completion's token ids.
-
-    Raises:
-        InvalidRequest: no completion, or one that cannot fit `max_len` tokens.
-    """
-    match request.WhichOneof("scored"):
-        case "completion":
-            return text_ids(request.completion, "completion", tokenizer, max_len, special=False)
-        case "completion_ids":
-            return given_ids(request.completion_ids, "completion_ids", max_len)
-    raise InvalidRequest("completion", "is missing; give completion or completion_ids")
-
-
-def chat_ids(turns: Sequence[pb.ChatMessage], tokenizer: Tokenizer, max_len: int) -> tuple[int, ...]:
+def _messages(turns: Sequence[pb.ChatMessage], max_len: int) -> list[dict[str, str]]:
     if not 1 <= len(turns) <= max_len:
-        raise InvalidRequest(
-            "prompt.chat", f"has {len(turns)} messages; give at least one, and what {max_len} tokens hold"
-        )
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    _check_characters(sum(len(turn["role"]) + len(turn["content"]) for turn in messages), "prompt.chat", max_len)
-    return tuple(tokenizer.encode_chat(messages))
+        problem = f"has {len(turns)} messages; give at least one, and no more than {max_len} tokens hold"
+        raise InvalidRequest("prompt.chat", problem)
+    _check_characters(sum(len(turn.role) + len(turn.content) for turn in turns), "prompt.chat", max_len)
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
-def text_ids(text: str, field: str, tokenizer: Tokenizer, max_len: int, *, special: bool) -> tuple[int, ...]:
+def _text(text: str, field: str, max_len: int) -> str:
     _check_characters(len(text), field, max_len)
-    return tuple(tokenizer.encode(text, special))
+    return text
 
 
-def given_ids(message: pb.TokenIds, field: str, max_len: int) -> tuple[int, ...]:
+def _ids(message: pb.TokenIds, field: str, max_len: int) -> tuple[int, ...]:
     if len(message.ids) > max_len:
         raise InvalidRequest(field, f"has {len(message.ids)} ids; the context holds {max_len} tokens")
     return tuple(message.ids)

@@ -61,7 +61,7 @@ async def test_generic_clients_find_googles_details(stub: Any, llm: FakeLLM) -> 
     assert (resource.resource_type, resource.resource_name) == ("adapter", "nobody")
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await stub.Generate(generate(n=9))
-    assert details(failure.value, error_details_pb2.BadRequest).field_violations[0].field == "sampling.n"
+    assert details(failure.value, error_details_pb2.BadRequest).field_violations[0].field == "n"
     llm.engine.fault = errors.Overloaded("waiting requests", 4)
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await stub.Generate(generate())
