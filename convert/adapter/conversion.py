@@ -1,0 +1,114 @@
+"""`convert adapter`: from a directory that `peft` saved to what a store installs."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from convert.adapter.config import AdapterConfig, read_config
+from convert.adapter.layers import Layers, find_layers
+from convert.adapter.stack import Stacked, stack_layers
+from openlora_jax.adapters.artifact import Tensor, artifact_digest
+from openlora_jax.adapters.manifest import AdapterDtype, Manifest
+from openlora_jax.adapters.modules import module_shapes
+from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
+from openlora_jax.model.checkpoint import BaseManifest
+from openlora_jax.safetensors_file import SafetensorsFile
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = ("adapter_model.bin", "adapter_model.pt")
+
+_QUANTISED = re.compile(r"([-.](i?q\d\w*|f16|f32|bf16))?\.gguf$")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """An adapter ready to install.
+
+    Attributes:
+        report: what was found and done, as JSON.
+    """
+
+    manifest: Manifest
+    tensors: dict[str, Tensor]
+    report: dict[str, Any]
+
+
+def convert_adapter(
+    source: Path, base: BaseManifest, dtype: AdapterDtype = "float32", strict_base: bool = False
+) -> Conversion:
+    """Reads and checks a PEFT LoRA checkpoint against a base model.
+
+    Args:
+        source: the directory with `adapter_config.json` and `adapter_model.safetensors`.
+        base: of the base model that the adapter is for.
+        dtype: of the tensors as stored; scales are folded in float32 first.
+        strict_base: refuse an adapter whose configuration names another base model, instead of warning.
+
+    Raises:
+        BadCheckpoint: a file is missing or malformed, tensors do not fit the base or each other, or change nothing.
+        UnsupportedFeature: the adapter is sound, but not the plain LoRA that can be served.
+    """
+    weights = _weights(source)
+    config, warnings = read_config(source / CONFIG)
+    warnings += _base_name_warnings(source / CONFIG, config, base, strict_base)
+    with SafetensorsFile(weights) as file:
+        layers = find_layers(weights, file.tensors, config, base.config)
+        stacked = stack_layers(file, layers, module_shapes(base.config), dtype)
+        total = len(file.tensors)
+    warnings += [f"the delta of {module} is zero" for module, norm in stacked.norms.items() if norm == 0]
+    manifest = Manifest(base_digest=base.digest, dtype=dtype, modules=stacked.modules)
+    report = {
+        "source": str(source),
+        "digest": artifact_digest(manifest, stacked.tensors),
+        "base_digest": base.digest,
+        "dtype": dtype,
+        "bytes": manifest.nbytes,
+        "tensors": {"total": total, "consumed": total - len(layers.ignored), "ignored": layers.ignored},
+        "modules": _module_report(layers, stacked),
+        "warnings": warnings,
+    }
+    return Conversion(manifest, stacked.tensors, report)
+
+
+def _weights(source: Path) -> Path:
+    if not source.is_dir():
+        raise BadCheckpoint(source, f"is not a directory; name the one with {CONFIG} and {WEIGHTS}")
+    path = source / WEIGHTS
+    pickled = next((name for name in PICKLED if (source / name).exists()), None)
+    if pickled and not path.exists():
+        raise UnsupportedFeature(
+            source / pickled,
+            "a pickled checkpoint, which can run code,",
+            "save it as safetensors where you trust it: "
+            'python -c "import torch, safetensors.torch as s; '
+            f"s.save_file({{k: v.contiguous() for k, v in torch.load('{pickled}', weights_only=True).items()}}, "
+            f"'{WEIGHTS}')\"",
+        )
+    return path
+
+
+def _base_name_warnings(path: Path, config: AdapterConfig, base: BaseManifest, strict: bool) -> list[str]:
+    named = PurePath(config.base_model_name_or_path or "").name[:100]
+    if not named or named.lower() == _QUANTISED.sub("", base.source.lower()):
+        return []
+    problem = f"names the base model {named!r}, this base was made from {base.source!r}"
+    if strict:
+        raise BadCheckpoint(path, f"{problem}; without --strict-base it is converted with a warning")
+    return [problem]
+
+
+def _module_report(layers: Layers, stacked: Stacked) -> Mapping[str, Any]:
+    report = {}
+    for module, size in stacked.modules.items():
+        ranks = [layer.rank for layer in layers.layers if layer.target.module == module]
+        report[module] = {
+            "layers": len(ranks),
+            "ranks": sorted(set(ranks)),
+            "pages": size.pages,
+            "delta_norm": float(np.float32(stacked.norms[module])),
+        }
+    return report

@@ -1,0 +1,84 @@
+"""Names of tensors in a PEFT checkpoint: which module of which layer each belongs to, or why it is refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from openlora_jax.adapters.modules import module_shapes
+from openlora_jax.model.config import ModelConfig
+
+Factor = Literal["A", "B"]
+
+PREFIX = "base_model.model."
+
+_PARENTS = {
+    "q_proj": "self_attn",
+    "k_proj": "self_attn",
+    "v_proj": "self_attn",
+    "o_proj": "self_attn",
+    "gate_proj": "mlp",
+    "up_proj": "mlp",
+    "down_proj": "mlp",
+}
+_LINEAR: Mapping[str, Factor] = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+_EMBEDDING: Mapping[str, Factor] = {".lora_embedding_A": "A", ".lora_embedding_B": "B"}
+
+TRAINING_STATE = {
+    ".lora_monteclora_sampler.": "MonteCLoRA's sampler, used in training alone",
+    ".lora_velora_embed": "VeLoRA's projection, used in training alone",
+}
+"""Parts of a name, and why a tensor with it has no part in inference."""
+
+BASE_COPY = ".base_layer.weight"
+"""How the copy of a base weight ends, which peft saves of embedding and head where either is targeted."""
+
+FOREIGN = {
+    ".lora_magnitude_vector": "DoRA's magnitude",
+    ".lora_diag": "KaSA's diagonal",
+    ".trainable_tokens_delta": "trained token rows",
+    ".lora_B.bias": "a bias on lora_B",
+    ".bias": "a trained bias",
+    ".weight": "a full copy of a module's weight (modules_to_save)",
+}
+"""Ends of names, and what they mean that is not plain LoRA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One module of one layer, under PEFT's name for it. Embedding and head have the layer 0 alone."""
+
+    module: str
+    layer: int
+    name: str
+
+
+def targets(config: ModelConfig) -> dict[str, tuple[Target, Factor]]:
+    """Every tensor name that a plain LoRA of this base may hold."""
+    found = {}
+    for module, shape in module_shapes(config).items():
+        suffixes = _EMBEDDING if module == "embed_tokens" else _LINEAR
+        for layer in range(shape.layers):
+            target = Target(module, layer, _name(module, layer))
+            for suffix, factor in suffixes.items():
+                found[f"{PREFIX}{target.name}{suffix}"] = (target, factor)
+    return found
+
+
+def ignored_reason(key: str) -> str | None:
+    """Why a tensor may be left out, if it may."""
+    if key in {f"{PREFIX}{name}{BASE_COPY}" for name in ("model.embed_tokens", "lm_head")}:
+        return "a copy of the base's own weight"
+    return next((reason for part, reason in TRAINING_STATE.items() if part in key), None)
+
+
+def foreign_feature(key: str) -> str | None:
+    """What a tensor belongs to that is not plain LoRA, as far as its name says."""
+    if key.endswith((*_LINEAR, *_EMBEDDING)):
+        return None
+    return next((feature for suffix, feature in FOREIGN.items() if key.endswith(suffix)), None)
+
+
+def _name(module: str, layer: int) -> str:
+    if module == "lm_head":
+        return module
+    return f"model.layers.{layer}.{_PARENTS[module]}.{module}" if module in _PARENTS else f"model.{module}"

@@ -1,0 +1,108 @@
+"""The tensors of a checkpoint as an artifact holds them: stacked over layers, padded to pages, scale folded into B."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.adapter.layers import Layer, Layers
+from openlora_jax.adapters.artifact import DTYPES, Tensor
+from openlora_jax.adapters.manifest import AdapterDtype, LowRank
+from openlora_jax.adapters.modules import MODULES, PAGE_RANK, ModuleShape
+from openlora_jax.errors import BadCheckpoint
+from openlora_jax.safetensors_file import MAX_PROBLEMS, SafetensorsFile
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """The arrays of an artifact and what was learned while they were made.
+
+    Attributes:
+        modules: for the manifest.
+        tensors: `MODULE.A` `[layers, pages, 16, d_in]` and `MODULE.B` `[layers, pages, 16, d_out]`.
+        norms: the Frobenius norm of each module's weight delta, over all layers.
+    """
+
+    modules: dict[str, LowRank]
+    tensors: dict[str, Tensor]
+    norms: dict[str, float]
+
+
+def stack_layers(
+    file: SafetensorsFile, found: Layers, shapes: Mapping[str, ModuleShape], dtype: AdapterDtype
+) -> Stacked:
+    """Reads every layer once. Memory: the result, in float32, and one layer.
+
+    Raises:
+        BadCheckpoint: values that are not finite, or not as scaled and cast; every delta is zero; tied tensors differ.
+    """
+    stacked = Stacked({}, {}, {})
+    problems = _tie_problems(file, found.tied) if found.tied else []
+    ordered = sorted(found.layers, key=lambda layer: MODULES.index(layer.target.module))
+    for module, group in groupby(ordered, key=lambda layer: layer.target.module):
+        _stack_module(file, module, list(group), shapes[module], DTYPES[dtype], stacked, problems)
+    if problems:
+        raise BadCheckpoint(file.path, *problems[:MAX_PROBLEMS])
+    if not any(stacked.norms.values()):
+        raise BadCheckpoint(file.path, "every delta is zero: lora_B is untrained, or lora_alpha is 0")
+    return stacked
+
+
+def _tie_problems(file: SafetensorsFile, tied: tuple[Layer, Layer]) -> list[str]:
+    embedding, head = tied
+    pairs = ((head.a, embedding.b), (head.b, embedding.a))
+    return [
+        f"tensor {mine}: is not the transpose of {theirs}, as ensure_weight_tying promises"
+        for mine, theirs in pairs
+        if not np.array_equal(file.read(mine), file.read(theirs).T)
+    ]
+
+
+def _stack_module(
+    file: SafetensorsFile,
+    module: str,
+    layers: list[Layer],
+    shape: ModuleShape,
+    dtype: np.dtype[Any],
+    stacked: Stacked,
+    problems: list[str],
+) -> None:
+    size = LowRank(layers=shape.layers, d_in=shape.d_in, d_out=shape.d_out, rank=max(layer.rank for layer in layers))
+    ranks = size.pages * PAGE_RANK
+    a = np.zeros((shape.layers, ranks, shape.d_in), dtype)
+    b = np.zeros((shape.layers, ranks, shape.d_out), dtype)
+    squares = 0.0
+    for layer in layers:
+        layer_a, layer_b = _factors(file, layer)
+        squares += _squared_norm(layer_a, layer_b)
+        with np.errstate(over="ignore"):
+            a[layer.target.layer, : layer.rank] = layer_a.astype(dtype)
+            b[layer.target.layer, : layer.rank] = layer_b.astype(dtype)
+        for key, values in ((layer.a, a), (layer.b, b)):
+            if not np.isfinite(values[layer.target.layer].astype(np.float32)).all():
+                problems.append(f"tensor {key}: holds NaN or an infinity, or too large a value as scaled {dtype}")
+    stacked.modules[module] = size
+    stacked.norms[module] = squares**0.5
+    stacked.tensors[f"{module}.A"] = a.reshape(shape.layers, size.pages, PAGE_RANK, shape.d_in)
+    stacked.tensors[f"{module}.B"] = b.reshape(shape.layers, size.pages, PAGE_RANK, shape.d_out)
+
+
+def _factors(file: SafetensorsFile, layer: Layer) -> tuple[F32, F32]:
+    """A `[rank, d_in]` and scaled B `[rank, d_out]`, in float32; both may hold what is not finite."""
+    a, b = file.read(layer.a).astype(np.float32), file.read(layer.b).astype(np.float32)
+    if layer.transposed:
+        a, b = a.T, b.T
+    with np.errstate(over="ignore", invalid="ignore"):
+        return a, b.T * np.float32(layer.scale)
+
+
+def _squared_norm(a: F32, b: F32) -> float:
+    """The squared Frobenius norm of the delta, from two products of rank by rank: tr((A A') (B B'))."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+        return max(float(np.sum((wide_a @ wide_a.T) * (wide_b @ wide_b.T))), 0.0)
