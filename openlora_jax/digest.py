@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def content_digest(description: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> str:
+def content_digest(description: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256, in hex, of the canonical JSON of `description` and, by sorted name, of each tensor's name, dtype, shape
     and little-endian bytes. Every part is preceded by its length, so that no two contents share an encoding.
     """

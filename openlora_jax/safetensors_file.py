@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.untrusted import open_regular, parse_json_object, read_exactly
@@ -62,7 +63,7 @@ class SafetensorsFile:
             self._file.close()
             raise
 
-    def read(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
+    def read(self, name: str) -> NDArray[Any]:
         """The tensor as a fresh array of its own dtype.
 
         Raises:
@@ -71,7 +72,7 @@ class SafetensorsFile:
         info = self.tensors[name]
         return self._array(name, info.start, info.shape)
 
-    def blocks(self, name: str, elements: int) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+    def blocks(self, name: str, elements: int) -> Iterator[NDArray[Any]]:
         """The tensor in order, cut along its first dimension into arrays of about `elements`."""
         info = self.tensors[name]
         row = math.prod(info.shape[1:])
@@ -80,7 +81,7 @@ class SafetensorsFile:
             shape = (min(step, info.shape[0] - first), *info.shape[1:])
             yield self._array(name, info.start + first * row * DTYPES[info.dtype].itemsize, shape)
 
-    def _array(self, name: str, start: int, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[Any]]:
+    def _array(self, name: str, start: int, shape: tuple[int, ...]) -> NDArray[Any]:
         array = np.empty(shape, DTYPES[self.tensors[name].dtype])
         if not read_exactly(self._file, start, array):
             raise BadCheckpoint(self.path, f"became shorter while tensor {name} was read")
@@ -89,7 +90,7 @@ class SafetensorsFile:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "SafetensorsFile":
         return self
 
     def __exit__(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openlora_jax.errors import BadCheckpoint
 
@@ -52,7 +53,7 @@ def read_limited(path: Path, limit: int) -> bytes:
         return os.pread(file.fileno(), limit, 0)
 
 
-def read_exactly(file: BinaryIO, offset: int, array: np.ndarray[Any, np.dtype[Any]]) -> bool:
+def read_exactly(file: BinaryIO, offset: int, array: NDArray[Any]) -> bool:
     """Fills a contiguous array from the file at `offset`; False where the file ends too early."""
     target = memoryview(array.reshape(-1).view(np.uint8))
     done = 0

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convert.base.gguf_file import GgufFile
@@ -143,7 +144,7 @@ def _rope_scaling(file: GgufFile, keys: LlamaKeys, head_dim: int) -> RopeScaling
     return _recognised_scaling(file.path, stored, keys.rope_theta, head_dim)
 
 
-def _recognised_scaling(path: Path, stored: np.ndarray[Any, Any], theta: float, head_dim: int) -> RopeScaling | None:
+def _recognised_scaling(path: Path, stored: NDArray[Any], theta: float, head_dim: int) -> RopeScaling | None:
     if stored.shape == (head_dim // 2,):
         if (stored == 1).all():
             return None
@@ -155,13 +156,13 @@ def _recognised_scaling(path: Path, stored: np.ndarray[Any, Any], theta: float, 
     )
 
 
-def _llama3_factors(scaling: RopeScaling, theta: float, head_dim: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _llama3_factors(scaling: RopeScaling, theta: float, head_dim: int) -> NDArray[np.float64]:
     """What each rotary frequency is divided by: 1 for short waves, `factor` for long ones, a smooth band between."""
     wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     span = scaling.high_freq_factor - scaling.low_freq_factor
     smooth = (scaling.original_max_position / wavelength - scaling.low_freq_factor) / span
     smooth = np.clip(smooth, 0, 1)
-    factors: np.ndarray[Any, np.dtype[np.float64]] = 1 / ((1 - smooth) / scaling.factor + smooth)
+    factors: NDArray[np.float64] = 1 / ((1 - smooth) / scaling.factor + smooth)
     return factors
 
 

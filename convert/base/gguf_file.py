@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
+from numpy.typing import NDArray
 
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.untrusted import open_regular, read_exactly
@@ -76,7 +77,7 @@ class GgufFile:
             self._file.close()
             raise
 
-    def blocks(self, name: str, elements: int) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+    def blocks(self, name: str, elements: int) -> Iterator[NDArray[np.float32]]:
         """The tensor in order as float32, cut along its first dimension into arrays of about `elements` elements.
 
         Raises:

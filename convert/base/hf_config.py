@@ -1,7 +1,7 @@
 """A Hugging Face `config.json` as a `ModelConfig`; whatever the model would compute differently is refused by name."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 ROPE_KINDS = ("default", "linear", "llama3")
 REMEDY = "use a model without it"
 Model = TypeVar("Model", bound=BaseModel)
+Number = TypeVar("Number", int, float)
 
 
 class HfRope(BaseModel):
@@ -191,27 +192,26 @@ def _rope_scaling(path: Path, rope: HfRope) -> RopeScaling | None:
         raise UnsupportedFeature(path, f"{field[:60]!r} of rope type {rope.kind}", REMEDY)
     if rope.kind == "default":
         return None
+    factor = _required(path, rope.kind, "factor", rope.factor)
     if rope.kind == "linear":
-        return RopeScaling(kind="linear", factor=_required(path, rope, "factor"))
-    low, high = _required(path, rope, "low_freq_factor"), _required(path, rope, "high_freq_factor")
+        return RopeScaling(kind="linear", factor=factor)
+    low = _required(path, rope.kind, "low_freq_factor", rope.low_freq_factor)
+    high = _required(path, rope.kind, "high_freq_factor", rope.high_freq_factor)
+    original = rope.original_max_position_embeddings
     if low >= high:
         raise BadCheckpoint(path, f"rope low_freq_factor {low} must be below high_freq_factor {high}")
     return RopeScaling(
         kind="llama3",
-        factor=_required(path, rope, "factor"),
+        factor=factor,
         low_freq_factor=low,
         high_freq_factor=high,
-        original_max_position=int(_required(path, rope, "original_max_position_embeddings")),
+        original_max_position=_required(path, rope.kind, "original_max_position_embeddings", original),
     )
 
 
-RopeField = Literal["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
-
-
-def _required(path: Path, rope: HfRope, field: RopeField) -> float:
-    value: float | None = getattr(rope, field)
+def _required(path: Path, kind: str, field: str, value: Number | None) -> Number:
     if value is None:
-        raise BadCheckpoint(path, f"rope type {rope.kind} needs {field}")
+        raise BadCheckpoint(path, f"rope type {kind} needs {field}")
     return value
 
 

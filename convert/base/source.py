@@ -1,11 +1,12 @@
 """Where the weights of a base model come from: tensors under their Hugging Face names, read a block at a time."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
+from numpy.typing import NDArray
 
 from convert.base.gguf_file import GgufFile
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
@@ -23,6 +24,7 @@ SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Tensors by Hugging Face name.
 
@@ -38,7 +40,7 @@ class TensorSource(Protocol):
         """The file that holds a tensor."""
         ...
 
-    def blocks(self, name: str) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+    def blocks(self, name: str) -> Iterator[NDArray[Any]]:
         """A tensor in order, cut along its first dimension."""
         ...
 
@@ -75,7 +77,7 @@ class SafetensorsSource:
     def file_of(self, name: str) -> Path:
         return self._holder[name].path
 
-    def blocks(self, name: str) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+    def blocks(self, name: str) -> Iterator[NDArray[Any]]:
         return self._holder[name].blocks(name, BLOCK_ELEMENTS)
 
     def close(self) -> None:
@@ -85,9 +87,9 @@ class SafetensorsSource:
 
 def _shards(folder: Path) -> dict[str, set[str] | None]:
     """The weight files with the tensors that the index puts into each; None for a single file, which has no index."""
-    if (folder / SINGLE).is_file():
+    if os.path.lexists(folder / SINGLE):
         return {SINGLE: None}
-    if (folder / INDEX).exists():
+    if os.path.lexists(folder / INDEX):
         return _indexed_shards(folder / INDEX)
     for file in TORCH_FILES:
         if (folder / file).exists():
@@ -144,7 +146,7 @@ class GgufSource:
     def file_of(self, name: str) -> Path:
         return self.path
 
-    def blocks(self, name: str) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+    def blocks(self, name: str) -> Iterator[NDArray[Any]]:
         """See `TensorSource`. llama.cpp stores a head's rows in the order of its own rotary form; this undoes it."""
         stored = self._stored[name]
         if not name.endswith(ROTATED):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from convert.base.source import TensorSource
 from openlora_jax.errors import BadCheckpoint
@@ -27,7 +28,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 def convert_weights(
     source: TensorSource, config: ModelConfig, dtype: Dtype, progress: Progress
-) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+) -> dict[str, NDArray[Any]]:
     """Every weight of the model by flat name, as `dtype`. Memory: the result and one block of one tensor.
 
     Raises:
@@ -37,7 +38,7 @@ def convert_weights(
     _refuse(source, _table_problems(source, table, config))
     if config.tie_word_embeddings and HEAD in source.shapes:
         _refuse(source, _tie_problems(source))
-    values: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
+    values: dict[str, NDArray[Any]] = {}
     not_finite: list[str] = []
     total, done = weight_bytes(config, dtype), 0
     for name, weight in table.items():
@@ -54,9 +55,7 @@ def weight_bytes(config: ModelConfig, dtype: Dtype) -> int:
     return elements * jnp.dtype(dtype).itemsize
 
 
-def _assemble(
-    source: TensorSource, weight: Weight, dtype: np.dtype[Any], not_finite: list[str]
-) -> np.ndarray[Any, np.dtype[Any]]:
+def _assemble(source: TensorSource, weight: Weight, dtype: np.dtype[Any], not_finite: list[str]) -> NDArray[Any]:
     """Joins a weight's sources along the first dimension; names those with a NaN or an infinity in `not_finite`."""
     value = np.empty(weight.shape, dtype)
     row = 0
