@@ -1,8 +1,9 @@
 """Deployment settings: one YAML file, checked once, frozen after."""
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +12,7 @@ from openlora_jax.errors import InvalidConfig
 
 BackendName = Literal["auto", "cpu", "cuda", "tpu", "interpret"]
 Positive = Annotated[int, Field(ge=1)]
+Config = TypeVar("Config", bound=BaseModel)  # not Self, which beartype cannot check
 
 
 class EngineConfig(BaseModel):
@@ -55,22 +57,34 @@ class EngineConfig(BaseModel):
     deterministic: bool = False
 
     @classmethod
-    def load(cls, name_or_path: str) -> "EngineConfig":
+    def load(cls: type[Config], name_or_path: str) -> Config:
         """Reads `configs/NAME.yaml` of this package, or a YAML file at a path.
 
         Raises:
             InvalidConfig: no such name or file, no YAML, or a value that cannot work.
         """
         try:
-            text = _read(name_or_path)
-            return cls.model_validate(yaml.safe_load(text) or {})
+            settings = yaml.safe_load(_read(name_or_path)) or {}
         except OSError as error:
             raise InvalidConfig(name_or_path, f"cannot be read: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise InvalidConfig(name_or_path, f"is not YAML: {error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InvalidConfig(name_or_path, f"is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(settings, dict):
+            raise InvalidConfig(name_or_path, "must hold names and values, such as `max_rows: 16`")
+        return cls.of(settings)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "EngineConfig":
+        """These settings, and the defaults of all others.
+
+        Raises:
+            InvalidConfig: no such setting, or a value that cannot work.
+        """
+        try:
+            return cls.model_validate(settings)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise InvalidConfig(".".join(str(part) for part in first["loc"]) or name_or_path, first["msg"]) from error
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise InvalidConfig(".".join(map(str, first["loc"])), first["msg"]) from error
 
 
 def _read(name_or_path: str) -> str:

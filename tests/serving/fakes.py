@@ -41,8 +41,6 @@ def generate(text: str = "abc", **sampling: Any) -> pb.GenerateRequest:
 
 
 class FakeTokenizer:
-    vocab_size = VOCAB
-
     def encode(self, text: str, special: bool = True) -> list[int]:
         return [ord(character) for character in text]
 
@@ -221,6 +219,7 @@ def _score(request: ScoreRequest, digests: tuple[str, ...]) -> Scored:
 
 class FakeLLM:
     base_digest = "f" * 64
+    vocab_size = VOCAB
     backend = "cpu"
 
     def __init__(self, *names: str, damaged: str = "", step: float = 0.001, max_queue: int = 1024) -> None:

@@ -1,0 +1,64 @@
+"""`openlora serve`: one engine behind one gRPC port, until SIGTERM."""
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from openlora_jax.config import EngineConfig
+from openlora_jax.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from openlora_jax import LLM
+
+
+def serve(
+    config: Annotated[str, typer.Option(help="A shipped configuration's name, such as cpu, or a YAML file.")],
+    base: Annotated[str | None, typer.Option(help="Converted base model.", show_default="from the config")] = None,
+    store: Annotated[str | None, typer.Option(help="Adapter store.", show_default="from the config")] = None,
+    listen: Annotated[str | None, typer.Option(help="Loopback HOST:PORT.", show_default="from the config")] = None,
+) -> None:
+    """Serve a base model and its adapters over gRPC, on loopback, until SIGTERM."""
+    from serving.config import ServerConfig
+    from serving.server import serve as run
+
+    given = {"base": base, "store": store, "listen": listen}
+    settings = ServerConfig.load(config).model_copy(update={key: value for key, value in given.items() if value})
+    found = _given("base", settings.base), _given("store", settings.store)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for package in ("openlora_jax", "serving"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while programs compile; the server drains at it
+    asyncio.run(
+        run(
+            lambda: _build(*found, settings),
+            settings.listen,
+            grace=settings.grace,
+            announce=lambda address: typer.echo(f"serving on {address}"),
+        )
+    )
+
+
+def _given(name: str, value: str | None) -> str:
+    if value is None:
+        raise InvalidConfig(name, f"is not set; give --{name}, or `{name}:` in the file")
+    return value
+
+
+def _build(base: str, store: str, config: EngineConfig) -> "LLM":
+    """Loads the model and compiles its programs behind a progress bar."""
+    from openlora_jax import LLM
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("loading", total=None)
+        return LLM(
+            base,
+            store,
+            config=config,
+            progress=lambda name, done, total: bars.update(task, description=name, completed=done, total=total),
+        )

@@ -1,0 +1,23 @@
+"""Settings of one server: those of its engine, and where it listens."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from openlora_jax.config import EngineConfig
+
+
+class ServerConfig(EngineConfig):
+    """A deployment in one YAML file.
+
+    Attributes:
+        base: directory of the converted base model.
+        store: directory of the adapter store.
+        listen: loopback HOST:PORT.
+        grace: how long requests in progress may go on after SIGTERM, in seconds.
+    """
+
+    base: str | None = None
+    store: str | None = None
+    listen: str = "127.0.0.1:50051"
+    grace: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 30.0

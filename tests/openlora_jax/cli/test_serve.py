@@ -1,0 +1,81 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from openlora_jax.cli.serve import serve
+from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.errors import InvalidConfig
+from serving.client import Client
+
+ROOT = Path(__file__).parents[3]
+
+PROGRAM = """
+import sys
+import openlora_jax
+from openlora_jax.cli.serve import serve
+from tests.serving.fakes import FakeLLM
+
+def llm(base, store, *, config, progress):
+    assert (base, store, config.max_rows) == ("BASE", "STORE", 16)
+    progress("decode[1]", 0, 2)
+    fake = FakeLLM()
+    fake.engine.start()
+    return fake
+
+openlora_jax.LLM = llm
+serve(config="cpu", base="BASE", store="STORE", listen="127.0.0.1:0")
+"""
+
+
+def test_serve_announces_itself_logs_and_leaves_at_sigterm() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("serving on 127.0.0.1:")
+    with Client(line.split()[-1], timeout=10) as client:
+        assert client.generate("confidential abc", SamplingParams(max_tokens=2)).outputs[0].text == "de"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "")
+    assert "Generate" in err
+    assert "confidential" not in err
+
+
+@pytest.fixture
+def _own_sigint() -> Iterator[None]:
+    """Gives the interrupt back that the command takes for itself."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_own_sigint")
+@pytest.mark.parametrize(
+    ("yaml", "arguments", "problem"),
+    [
+        ("", {"store": "S"}, "base: is not set; give --base"),
+        ("base: B", {}, "store: is not set; give --store"),
+        ("base: B\nstore: S\nlisten: 0.0.0.0:1", {}, "listen: 0.0.0.0 can be reached from other machines"),
+        ("base: B\nstore: S", {"listen": "nowhere"}, "listen: 'nowhere' is no HOST:PORT"),
+        ("grace: -1", {}, "grace: "),
+        ("sotre: S", {}, "sotre: "),
+    ],
+)
+def test_what_cannot_be_served_is_said(tmp_path: Path, yaml: str, arguments: dict[str, str], problem: str) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text(yaml + "\n")
+    given = {"listen": "127.0.0.1:0"} if "listen" not in yaml else {}
+    with pytest.raises(InvalidConfig, match=problem):
+        serve(config=str(file), **{**given, **arguments})
