@@ -1,4 +1,4 @@
-"""What the server needs of the library, and nothing more; `openlora_jax.LLM` has it."""
+"""What the server needs of the library, and nothing more; `openlora_jax.llm.LLM` has it."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
@@ -21,9 +21,6 @@ class EventStream(Protocol):
 class Engine(Protocol):
     def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
         """Admits a request, or raises InvalidRequest, UnknownAdapter, Overloaded or EngineStopped at once."""
-
-    def stop(self, grace: float) -> None:
-        """Ends the requests that are left after `grace` seconds with EngineStopped."""
 
 
 class Tokenizer(Protocol):
@@ -69,6 +66,11 @@ class AdapterCache(Protocol):
     def pin(self, digest: str, pinned: bool) -> None: ...
 
 
+class Model(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+
+
 class LLM(Protocol):
     @property
     def engine(self) -> Engine: ...
@@ -81,8 +83,11 @@ class LLM(Protocol):
     @property
     def config(self) -> EngineConfig: ...
     @property
+    def model(self) -> Model: ...
+    @property
     def base_digest(self) -> str: ...
     @property
-    def vocab_size(self) -> int: ...
-    @property
     def backend(self) -> str: ...
+
+    def close(self) -> None:
+        """Ends what is running with EngineStopped, and stops all threads."""

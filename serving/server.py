@@ -116,7 +116,7 @@ async def serve(build: Callable[[], LLM], listen: str, *, grace: float, announce
         announce(address)
         await signalled.wait()
         finished = await server.drain(grace)
-        await asyncio.to_thread(llm.engine.stop, 0.0)
+        await asyncio.to_thread(llm.close)
         if not finished:
             await server.drain(LAST_WORDS_SECONDS)
     finally:

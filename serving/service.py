@@ -94,7 +94,7 @@ class OpenLoraService:
         return pb.ServerInfoResponse(
             version=__version__,
             base_digest=llm.base_digest,
-            vocab_size=llm.vocab_size,
+            vocab_size=llm.model.vocab_size,
             max_model_len=llm.config.max_model_len,
             max_rows=llm.config.max_rows,
             max_queue=llm.config.max_queue,

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import signal
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,7 +14,7 @@ from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 
 if TYPE_CHECKING:
-    from openlora_jax import LLM
+    from openlora_jax.llm import LLM
 
 
 def serve(
@@ -29,13 +30,14 @@ def serve(
     given = {"base": base, "store": store, "listen": listen}
     settings = ServerConfig.load(config).model_copy(update={key: value for key, value in given.items() if value})
     found = _given("base", settings.base), _given("store", settings.store)
+    engine = settings.model_dump(exclude_unset=True, include=set(EngineConfig.model_fields))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for package in ("openlora_jax", "serving"):
         logging.getLogger(package).setLevel(logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while programs compile; the server drains at it
     asyncio.run(
         run(
-            lambda: _build(*found, settings),
+            lambda: _build(*found, engine),
             settings.listen,
             grace=settings.grace,
             announce=lambda address: typer.echo(f"serving on {address}"),
@@ -49,16 +51,15 @@ def _given(name: str, value: str | None) -> str:
     return value
 
 
-def _build(base: str, store: str, config: EngineConfig) -> "LLM":
+def _build(base: str, store: str, settings: Mapping[str, Any]) -> "LLM":
     """Loads the model and compiles its programs behind a progress bar."""
-    from openlora_jax import LLM
+    from openlora_jax.llm import LLM
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("loading", total=None)
-        return LLM(
-            base,
-            store,
-            config=config,
-            progress=lambda name, done, total: bars.update(task, description=name, completed=done, total=total),
-        )
+
+        def report(step: str, done: int, total: int) -> None:
+            bars.update(task, description=step, completed=done, total=total)
+
+        return LLM(base, store, progress=report, **settings)

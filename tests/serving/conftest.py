@@ -22,7 +22,7 @@ async def address(llm: FakeLLM) -> AsyncIterator[str]:
     llm.engine.start()
     await server.open(llm)
     yield address
-    llm.engine.stop(0.0)
+    llm.close()
     await server.stop()
 
 

@@ -138,8 +138,7 @@ class FakeEngine:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, grace: float) -> None:
-        self._stopped.wait(grace)
+    def stop(self) -> None:
         self._stopped.set()
         self._thread.join()
 
@@ -217,10 +216,14 @@ def _score(request: ScoreRequest, digests: tuple[str, ...]) -> Scored:
     return Scored(logprobs=logprobs, greedy=greedy, adapter_digests=digests, timings=TIMINGS)
 
 
+class FakeModel:
+    vocab_size = VOCAB
+
+
 class FakeLLM:
     base_digest = "f" * 64
-    vocab_size = VOCAB
     backend = "cpu"
+    model = FakeModel()
 
     def __init__(self, *names: str, damaged: str = "", step: float = 0.001, max_queue: int = 1024) -> None:
         self.config = EngineConfig(max_model_len=256, max_queue=max_queue)
@@ -228,3 +231,6 @@ class FakeLLM:
         self.store = FakeStore(*names, damaged=damaged)
         self.adapters = FakeCache()
         self.engine = FakeEngine(self.store, self.config, step)
+
+    def close(self) -> None:
+        self.engine.stop()

@@ -143,7 +143,7 @@ async def test_a_drain_refuses_new_calls_and_lets_the_others_finish() -> None:
         assert not drain.done()
         assert len([event async for event in events]) == 20
         assert await drain
-    llm.engine.stop(0.0)
+    llm.close()
     await server.stop()
 
 

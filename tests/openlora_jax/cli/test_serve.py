@@ -16,25 +16,27 @@ ROOT = Path(__file__).parents[3]
 
 PROGRAM = """
 import sys
-import openlora_jax
+import openlora_jax.llm
 from openlora_jax.cli.serve import serve
 from tests.serving.fakes import FakeLLM
 
-def llm(base, store, *, config, progress):
-    assert (base, store, config.max_rows) == ("BASE", "STORE", 16)
+def llm(base, store, progress, **settings):
+    assert (base, store, settings) == ("BASE", "STORE", {"backend": "cpu", "max_rows": 4, "row_buckets": (1, 4)})
     progress("decode[1]", 0, 2)
     fake = FakeLLM()
     fake.engine.start()
     return fake
 
-openlora_jax.LLM = llm
-serve(config="cpu", base="BASE", store="STORE", listen="127.0.0.1:0")
+openlora_jax.llm.LLM = llm
+serve(config=sys.argv[1], base="BASE", listen="127.0.0.1:0")
 """
 
 
-def test_serve_announces_itself_logs_and_leaves_at_sigterm() -> None:
+def test_serve_announces_itself_logs_and_leaves_at_sigterm(tmp_path: Path) -> None:
+    config = tmp_path / "server.yaml"
+    config.write_text("backend: cpu\nstore: STORE\nmax_rows: 4\nrow_buckets: [1, 4]\nlisten: 127.0.0.1:1\n")
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, str(config)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
