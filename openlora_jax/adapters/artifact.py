@@ -54,11 +54,13 @@ def write_artifact(folder: Path, manifest: Manifest, tensors: Tensors) -> None:
     (folder / _MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=2) + "\n")
     checkpoint = epath.Path(folder / _TENSORS)
     checkpoint.mkdir()
-    arrays = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
-    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, arrays))
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
-    handler.save(checkpoint, args=ocp.args.PyTreeSave(dict(tensors)))
-    handler.close()
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+    try:
+        handler.save(checkpoint, args=ocp.args.PyTreeSave(dict(tensors)))
+    except ValueError as error:  # how tensorstore says that the disk is full
+        raise OSError(str(error)[:200]) from error
+    finally:
+        handler.close()
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -6,6 +6,7 @@ STORE/lock                  held by whoever changes the store; readers never tak
 """
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,14 @@ from openlora_jax.adapters.artifact import (
 )
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.registry import Registration, Registry, check_name
-from openlora_jax.errors import AdapterExists, BadCheckpoint, InvalidConfig, OpenLoraError, UnknownAdapter
+from openlora_jax.errors import (
+    AdapterExists,
+    BadCheckpoint,
+    CannotInstall,
+    InvalidConfig,
+    OpenLoraError,
+    UnknownAdapter,
+)
 from openlora_jax.staging import staged_directory
 
 
@@ -46,8 +54,11 @@ class AdapterStore:
 
     @classmethod
     def create(cls, path: str | Path) -> "AdapterStore":
-        """Opens a store, an empty one if there is none yet."""
-        (Path(path) / "artifacts").mkdir(parents=True, exist_ok=True)
+        """Opens a store, an empty one if there is none yet. Raises CannotInstall."""
+        try:
+            (Path(path) / "artifacts").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotInstall(path, os.strerror(error.errno) if error.errno else str(error)) from error
         return cls(path)
 
     def resolve(self, name: str) -> str:
@@ -75,6 +86,7 @@ class AdapterStore:
         Raises:
             InvalidRequest: `name` can be no adapter's name.
             AdapterExists: the name stands for other content, and `replace` is False.
+            CannotInstall: the disk is full or not writable.
             ValueError: `tensors` is not what `manifest` states.
         """
         return self.install_all([(name, manifest, tensors)], replace)[name]
@@ -132,6 +144,9 @@ class AdapterStore:
             if self._damage(digest) is None:
                 return
             self._delete(digest)
+        free = shutil.disk_usage(self.path).free
+        if free < manifest.nbytes:
+            raise CannotInstall(self.path, f"the adapter needs {manifest.nbytes:,} bytes, {free:,} are free")
         with staged_directory(target) as folder:
             write_artifact(folder, manifest, tensors)
 
@@ -152,6 +167,9 @@ class AdapterStore:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Holds the store's lock, which the kernel releases if the process dies."""
-        with open(self.path / "lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        try:
+            with open(self.path / "lock", "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise CannotInstall(self.path, os.strerror(error.errno) if error.errno else str(error)) from error

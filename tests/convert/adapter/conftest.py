@@ -60,27 +60,31 @@ def lora(modules: Mapping[str, int] | tuple[str, ...] = ("q_proj", "v_proj"), ra
     return tensors
 
 
+def write_checkpoint(folder: Path, tensors: Mapping[str, Array], **fields: object) -> None:
+    """A directory as `peft` saves it, with further fields of the configuration."""
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "lora_alpha": 8,
+        "bias": "none",
+        "target_modules": ["q_proj", "v_proj"],
+        "init_lora_weights": True,
+        "megatron_core": "megatron.core",
+        "qalora_group_size": 16,
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **fields}))
+    save_file(dict(tensors), folder / "adapter_model.safetensors", {"format": "pt"})
+
+
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """Writes a checkpoint: `save(tensors, r=4, ...)` with further fields of the configuration."""
+    """`save(tensors, r=4, ...)` writes a checkpoint and returns its directory."""
 
     def write(tensors: Mapping[str, Array], **fields: object) -> Path:
-        folder = tmp_path / "adapter"
-        folder.mkdir(exist_ok=True)
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": 4,
-            "lora_alpha": 8,
-            "bias": "none",
-            "target_modules": ["q_proj", "v_proj"],
-            "init_lora_weights": True,
-            "megatron_core": "megatron.core",
-            "qalora_group_size": 16,
-        }
-        (folder / "adapter_config.json").write_text(json.dumps({**config, **fields}))
-        save_file(dict(tensors), folder / "adapter_model.safetensors", {"format": "pt"})
-        return folder
+        write_checkpoint(tmp_path / "adapter", tensors, **fields)
+        return tmp_path / "adapter"
 
     return write
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,14 @@ from openlora_jax.adapters.artifact import Tensor
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic, synthetic_manifest, synthetic_tensors
-from openlora_jax.errors import AdapterExists, BadCheckpoint, InvalidConfig, InvalidRequest, UnknownAdapter
+from openlora_jax.errors import (
+    AdapterExists,
+    BadCheckpoint,
+    CannotInstall,
+    InvalidConfig,
+    InvalidRequest,
+    UnknownAdapter,
+)
 from openlora_jax.model.config import ModelConfig
 
 TINY = ModelConfig(
@@ -125,6 +133,23 @@ def test_verify_finds_a_flipped_bit_and_installing_again_mends_it(store: Adapter
     assert damage[sound] is None
     store.install("x", *adapter(1))
     assert store.verify() == {digest: None, sound: None}
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = store.install("x", *adapter(1))
+    usage = shutil.disk_usage(store.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(CannotInstall, match="1,000 are free"):
+            store.install("x", *adapter(2), replace=True)
+    assert store.resolve("x") == digest
+    assert artifacts(store) == {digest}
+
+
+def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotInstall, match="Not a directory"):
+        AdapterStore.create(tmp_path / "file" / "store")
 
 
 def test_leftovers_of_killed_writers_are_cleaned(store: AdapterStore) -> None:

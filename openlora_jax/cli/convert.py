@@ -1,0 +1,46 @@
+"""`openlora convert`: base models and adapters of others to ours."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from openlora_jax.errors import AdapterExists
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def convert() -> None:
+    """Convert a base model, or an adapter for a store."""
+
+
+@app.command()
+def adapter(
+    source: Annotated[Path, typer.Argument(help="Directory that peft saved.", show_default=False)],
+    store: Annotated[Path, typer.Option(help="The store's directory; made if missing.", show_default=False)],
+    name: Annotated[str, typer.Option(help="What requests will call the adapter.", show_default=False)],
+    base: Annotated[Path, typer.Option(help="The converted base model that it is for.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, install nothing.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the name from the adapter that has it.")] = False,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the stored tensors.")] = "float32",
+    strict_base: Annotated[
+        bool, typer.Option("--strict-base", help="Refuse an adapter that names another base model.")
+    ] = False,
+) -> None:
+    """Converts a PEFT LoRA checkpoint, installs it in a store under a name, and prints a JSON report."""
+    from convert.adapter import convert_adapter
+    from openlora_jax.adapters.registry import check_name
+    from openlora_jax.adapters.store import AdapterStore
+    from openlora_jax.model.checkpoint import BaseManifest
+
+    check_name(name)
+    conversion = convert_adapter(source, BaseManifest.read(base), dtype, strict_base)
+    if not dry_run:
+        AdapterStore.create(store).install(name, conversion.manifest, conversion.tensors, replace)
+    elif store.exists() and not replace:
+        current = AdapterStore(store).registrations().get(name)
+        if current and current.digest != conversion.report["digest"]:
+            raise AdapterExists(name, current.digest)
+    typer.echo(json.dumps({"name": name, "installed": not dry_run, **conversion.report}, indent=2))
