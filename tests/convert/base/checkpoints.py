@@ -87,6 +87,8 @@ GGUF_STEMS = {
 
 
 def gguf_name(name: str) -> str:
+    if name == "rope_freqs":
+        return "rope_freqs.weight"
     stem = name.removesuffix(".weight")
     if stem.startswith("model.layers."):
         layer, _, part = stem.removeprefix("model.layers.").partition(".")
@@ -125,6 +127,8 @@ def write_gguf(
         "llama.feed_forward_length": np.uint32(config.intermediate_size),
         "llama.attention.head_count": np.uint32(config.num_heads),
         "llama.attention.head_count_kv": np.uint32(config.num_kv_heads),
+        "llama.attention.key_length": np.uint32(config.head_dim),
+        "llama.attention.value_length": np.uint32(config.head_dim),
         "llama.attention.layer_norm_rms_epsilon": np.float32(config.rms_norm_eps),
         "llama.rope.freq_base": np.float32(config.rope_theta),
         "tokenizer.ggml.model": "gpt2",
@@ -136,7 +140,7 @@ def write_gguf(
         "tokenizer.ggml.eos_token_id": np.uint32(len(TOKENS) + 1),
         **(overrides or {}),
     }
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, str(metadata.pop("general.architecture", "llama")))
     for key, value in metadata.items():
         _add(writer, key, value)
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
