@@ -40,9 +40,11 @@ class DeviceRunner:
         self._parameters = parameters
         self._max_forbidden = MAX_STOPS + len(model.eos_token_ids)
         self._table_width = -(-engine.max_model_len // engine.kv_block)
-        self._state = SamplerState.create(engine.max_rows + 1, model.vocab_size)
-        self._kv = jnp.zeros(
-            (model.num_layers, engine.kv_blocks, 2, model.num_kv_heads, engine.kv_block, model.head_dim), engine.dtype
+        kv_shape = (model.num_layers, engine.kv_blocks, 2, model.num_kv_heads, engine.kv_block, model.head_dim)
+        # Committed to the device, as what the programs return is: a program is compiled again for arrays that are not.
+        self._state, self._kv = jax.device_put(
+            (SamplerState.create(engine.max_rows + 1, model.vocab_size), jnp.zeros(kv_shape, engine.dtype)),
+            jax.devices()[0],
         )
         program = Program(model, ops)
         self._decode = jax.jit(program.decode, donate_argnames=("state", "kv"))
