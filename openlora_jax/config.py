@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,7 +12,7 @@ from openlora_jax.errors import InvalidConfig
 
 BackendName = Literal["auto", "cpu", "cuda", "tpu", "interpret"]
 Positive = Annotated[int, Field(ge=1)]
-Config = TypeVar("Config", bound=BaseModel)  # not Self, which beartype cannot check
+Config = TypeVar("Config", bound="EngineConfig")  # not Self, which beartype cannot check
 
 
 class EngineConfig(BaseModel):
@@ -74,7 +74,7 @@ class EngineConfig(BaseModel):
         return cls.of(settings)
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "EngineConfig":
+    def of(cls: type[Config], settings: Mapping[str, Any]) -> Config:
         """These settings, and the defaults of all others.
 
         Raises:

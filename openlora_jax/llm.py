@@ -1,0 +1,282 @@
+"""The library in one object: the base model, the adapters and the engine, put together from their parts."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+import jax.numpy as jnp
+
+from openlora_jax.adapters.cache import AdapterCache
+from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.pages import pool_capacities
+from openlora_jax.adapters.pool import AdapterPool
+from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.config import BackendName, EngineConfig
+from openlora_jax.engine.admission import Admission
+from openlora_jax.engine.engine import Engine
+from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
+from openlora_jax.engine.runner import DeviceRunner
+from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.stream import EventStream
+from openlora_jax.errors import InvalidConfig, InvalidRequest
+from openlora_jax.inputs import Adapter, Prompt, completion_ids, mix_of, prompt_ids
+from openlora_jax.model.checkpoint import BaseManifest, Dtype, read_weights
+from openlora_jax.model.config import ModelConfig
+from openlora_jax.model.parameters import Parameters
+from openlora_jax.model.transformer import Transformer
+from openlora_jax.model.weights import with_values
+from openlora_jax.outputs import Generation, collect
+from openlora_jax.tokenizer import Tokenizer
+from pallas_kernels.registry import Ops, resolve
+
+Progress = Callable[[str, int, int], None]
+"""Told the step that begins, how many are done, and of how many."""
+
+Item = TypeVar("Item")
+
+
+class LLM:
+    """One base model and its adapters, ready to answer. Close it, or use it as a context manager.
+
+        with LLM("smollm2.base", "adapters", max_rows=8) as llm:
+            for answer in llm.generate(["The sea is", "Hi"], SamplingParams(max_tokens=32), ["pirate", None]):
+                print(answer.outputs[0].text)
+
+    Attributes:
+        config: the settings in force.
+        model: the base model's architecture.
+        base_digest: of the base checkpoint.
+        backend: which implementation of the ops runs.
+        tokenizer, store, adapters, engine: the parts.
+    """
+
+    def __init__(
+        self,
+        base: str | Path,
+        store: str | Path | None = None,
+        backend: BackendName = "auto",
+        *,
+        config: EngineConfig | None = None,
+        progress: Progress = lambda step, done, total: None,
+        **settings: Any,
+    ) -> None:
+        """Loads a base model and compiles its programs, which takes seconds to a minute.
+
+        Args:
+            base: a directory that `openlora convert base` wrote.
+            store: a directory that `openlora convert adapter` wrote; without one only the base model answers.
+            backend: see EngineConfig.
+            config: all settings at once, in the place of `backend` and the following.
+            progress: told about the start's steps.
+            settings: any other setting of EngineConfig.
+
+        Raises:
+            InvalidConfig: a setting that cannot work with this model on this machine.
+            BadCheckpoint: the base directory is missing or damaged.
+        """
+        if config and settings:
+            raise InvalidConfig(next(iter(settings)), "is given beside a whole config; set it there")
+        base = Path(base)
+        manifest = BaseManifest.read(base)
+        self.model = manifest.config
+        self.base_digest = manifest.digest
+        self.config = _fitting(config or EngineConfig.of({"backend": backend, **settings}), self.model)
+        self.tokenizer = Tokenizer.load(base)
+        self.store = NoStore() if store is None else AdapterStore(store)
+        ops = _ops(self.config.backend)
+        self.backend = ops.backend
+        capacities = pool_capacities(self.config)
+        pool = AdapterPool.create(self.model, capacities, jnp.dtype(self.config.dtype))
+        runner = DeviceRunner(self.config, self.model, ops, _parameters(base, self.model, self.config.dtype), pool)
+        runner.compile(progress)
+        self.adapters = AdapterCache(
+            self.store,
+            pool,
+            capacities,
+            base_digest=self.base_digest,
+            host_bytes=self.config.host_cache_bytes,
+            threads=self.config.loader_threads,
+        )
+        self.engine = Engine(
+            runner,
+            self.adapters,
+            self.store,
+            self.tokenizer,
+            self.config,
+            vocab_size=self.model.vocab_size,
+            eos_token_ids=self.model.eos_token_ids,
+        )
+        self.engine.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what is running and stops all threads."""
+        self.engine.stop(0.0)
+        self.adapters.close()
+
+    def generate(
+        self,
+        prompts: str | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapters: Adapter | Sequence[Adapter] = None,
+    ) -> list[Generation]:
+        """Continues prompts, all in one batch.
+
+        Args:
+            prompts: texts, conversations (lists of `{"role", "content"}`) or lists of token ids.
+            params: for all of them, or one each.
+            adapters: for all of them, or one each: a name, `{name: weight}` for a mix, or None for the base model.
+
+        Raises:
+            InvalidRequest, UnknownAdapter: before anything runs.
+            AdapterUnavailable: an adapter cannot be loaded.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        requests = [
+            GenerateRequest(prompt_ids=prompt_ids(prompt, self.tokenizer), params=each, mix=mix_of(adapter))
+            for prompt, each, adapter in zip(
+                prompts, _params(params, len(prompts)), _adapters(adapters, len(prompts)), strict=True
+            )
+        ]
+        return cast(list[Generation], self._run_all(requests))
+
+    def score(
+        self,
+        prompts: str | Sequence[Prompt],
+        completions: str | Sequence[str | Sequence[int]],
+        adapters: Adapter | Sequence[Adapter] = None,
+    ) -> list[Scored]:
+        """The log-probability of each token of each completion after its prompt, all in one batch.
+
+        Args:
+            prompts: as for `generate`.
+            completions: one a prompt: a text, tokenised alone, or token ids.
+            adapters: as for `generate`.
+
+        Raises:
+            InvalidRequest, UnknownAdapter: before anything runs.
+            AdapterUnavailable: an adapter cannot be loaded.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        completions = [completions] if isinstance(completions, str) else completions
+        requests = [
+            ScoreRequest(
+                prompt_ids=prompt_ids(prompt, self.tokenizer),
+                completion_ids=completion_ids(completion, self.tokenizer),
+                mix=mix_of(adapter),
+            )
+            for prompt, completion, adapter in zip(
+                prompts,
+                _each("completions", completions, len(prompts)),
+                _adapters(adapters, len(prompts)),
+                strict=True,
+            )
+        ]
+        return cast(list[Scored], self._run_all(requests))
+
+    def check(self, request: GenerateRequest | ScoreRequest) -> None:
+        """Whether a request can be served at all. Raises InvalidRequest or UnknownAdapter."""
+        admission = Admission(self.config, self.model.vocab_size)
+        if isinstance(request, GenerateRequest):
+            admission.generate(request)
+        else:
+            admission.score(request)
+        for item in request.mix:
+            self.store.resolve(item.adapter)
+
+    def run(self, requests: Sequence[GenerateRequest | ScoreRequest]) -> Iterator[Generation | Scored]:
+        """The results in the order of the requests, as they come; twice a batch are in the engine at any time.
+
+        Closing the iterator cancels what is left. Raises, in its turn, what ended a request.
+        """
+        streams = set[EventStream]()
+        closing = Event()
+
+        def answer(request: GenerateRequest | ScoreRequest) -> Generation | Scored:
+            stream = self.engine.submit(request)
+            streams.add(stream)
+            if closing.is_set():
+                stream.cancel()
+            result = collect(stream)
+            streams.discard(stream)
+            return result
+
+        threads = ThreadPoolExecutor(min(2 * self.config.max_rows, self.config.max_queue), "openlora-reader")
+        try:
+            yield from threads.map(answer, requests)
+        finally:
+            closing.set()
+            for stream in list(streams):
+                stream.cancel()
+            threads.shutdown(cancel_futures=True)
+
+    def _run_all(self, requests: Sequence[GenerateRequest | ScoreRequest]) -> list[Generation | Scored]:
+        for request in requests:
+            self.check(request)
+        return list(self.run(requests))
+
+
+class NoStore:
+    """The store of an engine that has none: every name is a mistake."""
+
+    def resolve(self, name: str) -> str:
+        raise InvalidConfig("store", f"none was given, so there is no adapter {name!r}")
+
+    def registrations(self) -> Mapping[str, Registration]:
+        return {}
+
+    def manifest(self, digest: str) -> Manifest:
+        raise KeyError(digest)
+
+    def read(self, digest: str) -> tuple[Manifest, dict[str, Any]]:
+        raise KeyError(digest)
+
+
+def _fitting(config: EngineConfig, model: ModelConfig) -> EngineConfig:
+    """The settings, with a context no longer than the model's."""
+    if config.max_model_len <= model.max_position:
+        return config
+    if "max_model_len" in config.model_fields_set:
+        problem = f"{config.max_model_len} is more than the {model.max_position} positions of the base model"
+        raise InvalidConfig("max_model_len", problem)
+    return config.model_copy(update={"max_model_len": model.max_position})
+
+
+def _ops(backend: BackendName) -> Ops:
+    try:
+        return resolve(backend)
+    except NotImplementedError as error:
+        raise InvalidConfig("backend", str(error)) from error
+
+
+def _parameters(base: Path, config: ModelConfig, dtype: Dtype) -> Parameters:
+    model = Transformer(config)
+    with_values(model, read_weights(base, config, dtype))
+    return Parameters.of(model)
+
+
+def _each(field: str, values: Sequence[Item], count: int) -> Sequence[Item]:
+    if len(values) != count:
+        raise InvalidRequest(field, f"has {len(values)} entries for {count} prompts; give one each, or one for all")
+    return values
+
+
+def _adapters(adapters: Adapter | Sequence[Adapter], count: int) -> Sequence[Adapter]:
+    if adapters is None or isinstance(adapters, str | Mapping):
+        return [adapters] * count
+    return _each("adapters", adapters, count)
+
+
+def _params(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    return _each("params", params, count)
