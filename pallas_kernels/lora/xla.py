@@ -27,7 +27,7 @@ def lora(
         tile, page = work.tile[n], work.page[n]
         rows = lax.dynamic_index_in_dim(x, tile, keepdims=False).astype(jnp.float32)
         h = rows @ _page(a, layer, page).T
-        return _add_product(y, tile, h * work.scale[n], _page(b, layer, page))
+        return _add_expanded(y, tile, h * work.scale[n], b, layer, page)
 
     return _over_items(y, add_item, work)
 
@@ -44,7 +44,7 @@ def embedding_lora(
     def add_item(n: Array, y: Array) -> Array:
         tile, page = work.tile[n], work.page[n]
         h = a[0, page, :, tokens[tile]].astype(jnp.float32)
-        return _add_product(y, tile, h * work.scale[n], _page(b, jnp.int32(0), page))
+        return _add_expanded(y, tile, h * work.scale[n], b, jnp.int32(0), page)
 
     return _over_items(y, add_item, work)
 
@@ -52,15 +52,24 @@ def embedding_lora(
 def _page(pool: Float[Array, "Y P R W"], layer: Int[Array, ""], page: Int[Array, ""]) -> Float[Array, "R W"]:
     size = (1, 1, *pool.shape[2:])
     sliced: Array = lax.dynamic_slice(pool, (layer, page, 0, 0), size)
-    page_rows: Array = sliced.reshape(size[2:]).astype(jnp.float32)
-    return page_rows
+    rows: Array = sliced.reshape(size[2:]).astype(jnp.float32)
+    return rows
 
 
-def _add_product(
-    y: Float[Array, "T L O"], tile: Int[Array, ""], h: Float[Array, "L R"], b: Float[Array, "R O"]
+def _add_expanded(
+    y: Float[Array, "T L O"],
+    tile: Int[Array, ""],
+    h: Float[Array, "L R"],
+    b: Float[Array, "Y P R O"],
+    layer: Int[Array, ""],
+    page: Int[Array, ""],
 ) -> Float[Array, "T L O"]:
+    """y[tile] += h B, rank by rank: that fuses into one pass over the page where it lies; a product copies it first."""
     row = lax.dynamic_index_in_dim(y, tile, keepdims=False)
-    return lax.dynamic_update_index_in_dim(y, row + h @ b, tile, axis=0)
+    for rank in range(b.shape[2]):
+        b_row = lax.dynamic_slice(b, (layer, page, rank, 0), (1, 1, 1, b.shape[3])).reshape(1, -1)
+        row = row + h[:, rank : rank + 1] * b_row.astype(jnp.float32)
+    return lax.dynamic_update_index_in_dim(y, row, tile, axis=0)
 
 
 def _over_items(

@@ -16,38 +16,41 @@ def paged_attention(
     """o[t, l] = softmax(q[t, l] K^T / sqrt(E)) V over the positions 0..start[t] + l.
 
     Every turn reads block c of all tiles. The softmax is the running one of Milakov and Gimelshein (2018): the sums
-    are kept relative to the largest score so far.
+    are kept relative to the largest score so far. Tiles and KV heads are one batch axis, the queries of a KV head
+    lie side by side: two separate axes would make XLA copy both gathered blocks.
     """
     tiles, tokens, heads, width = q.shape
     kv_heads, block_tokens = kv.shape[3:5]
-    # The queries of one KV head side by side: [T, K, G * L, E].
-    grouped = q.reshape(tiles, tokens, kv_heads, -1, width).transpose(0, 2, 3, 1, 4)
-    queries = grouped.reshape(tiles, kv_heads, -1, width).astype(jnp.float32) * (width**-0.5)
-    position = start[:, None] + jnp.tile(jnp.arange(tokens, dtype=jnp.int32), heads // kv_heads)[None, :]
+    batch, groups = tiles * kv_heads, heads // kv_heads
+    grouped = q.reshape(tiles, tokens, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
+    queries = grouped.reshape(batch, groups * tokens, width).astype(jnp.float32) * (width**-0.5)
+    position = start[:, None] + jnp.tile(jnp.arange(tokens, dtype=jnp.int32), groups)[None, :]
+    position, end = jnp.repeat(position, kv_heads, axis=0), jnp.repeat(start + length, kv_heads)
 
     def add_block(c: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         best, total, summed = carry
-        block = kv.at[layer, lax.dynamic_index_in_dim(table, c, axis=1, keepdims=False)].get(mode="promise_in_bounds")
-        keys, values = block[:, 0].astype(jnp.float32), block[:, 1].astype(jnp.float32)
+        blocks = lax.dynamic_index_in_dim(table, c, axis=1, keepdims=False)
+        keys, values = (
+            kv.at[layer, blocks, part].get(mode="promise_in_bounds").reshape(batch, block_tokens, width)
+            for part in (0, 1)
+        )
         key_position = c * block_tokens + jnp.arange(block_tokens, dtype=jnp.int32)
         # Past its sequence's end a block holds what its former owner left, NaN perhaps, which times 0 is still NaN.
-        written = key_position[None, :] < (start + length)[:, None]
-        values = jnp.where(written[:, None, :, None], values, 0)
-        scores = jnp.einsum("tkqe,tkse->tkqs", queries, keys)
-        seen = key_position[None, None, :] <= position[:, :, None]
-        scores = jnp.where(seen[:, None], scores, -jnp.inf)
+        written = key_position[None, :] < end[:, None]
+        values = jnp.where(written[:, :, None], values.astype(jnp.float32), 0)
+        scores = jnp.einsum("nqe,nse->nqs", queries, keys.astype(jnp.float32))
+        scores = jnp.where(key_position[None, None, :] <= position[:, :, None], scores, -jnp.inf)
         new_best = jnp.maximum(best, jnp.max(scores, axis=-1))
         weights = jnp.exp(scores - new_best[..., None])
         shrink = jnp.exp(best - new_best)
         total = total * shrink + jnp.sum(weights, axis=-1)
-        summed = summed * shrink[..., None] + jnp.einsum("tkqs,tkse->tkqe", weights, values)
+        summed = summed * shrink[..., None] + jnp.einsum("nqs,nse->nqe", weights, values)
         return new_best, total, summed
 
-    # Position 0 is seen by every query, so after the first block no `best` is -inf.
+    # Position 0 is seen by every query, so after the first block `best` is a score.
     zeros = jnp.zeros(queries.shape[:-1], jnp.float32)
-    blocks = (jnp.max(start + length) + block_tokens - 1) // block_tokens
-    _, total, summed = lax.fori_loop(
-        jnp.int32(0), blocks, add_block, (jnp.full_like(zeros, -1e30), zeros, jnp.zeros_like(queries))
-    )
-    output: Array = (summed / total[..., None]).reshape(tiles, kv_heads, -1, tokens, width)
+    turns = (jnp.max(start + length) + block_tokens - 1) // block_tokens
+    carry = (jnp.full_like(zeros, -1e30), zeros, jnp.zeros_like(queries))
+    _, total, summed = lax.fori_loop(jnp.int32(0), turns, add_block, carry)
+    output: Array = (summed / total[..., None]).reshape(tiles, kv_heads, groups, tokens, width)
     return output.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
