@@ -30,7 +30,13 @@ DTYPES: Mapping[AdapterDtype, np.dtype[Any]] = {
 _ZARR_DTYPES: Mapping[AdapterDtype, str] = {"float32": "<f4", "bfloat16": "bfloat16"}
 _MANIFEST = "manifest.json"
 _TENSORS = "tensors"
-_CHUNK = "0.0.0.0"
+CHUNK = "0.0.0.0"
+"""The name of the file that holds an array's bytes, in the folder that `tensor_folder` gives."""
+
+
+def tensor_folder(folder: Path, name: str) -> Path:
+    """Where one tensor of an artifact is stored."""
+    return folder / _TENSORS / name
 
 
 def artifact_digest(manifest: Manifest, tensors: Tensors) -> str:
@@ -87,8 +93,8 @@ def read_artifact(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
     manifest = read_manifest(folder)
     opened = {}
     for name, shape in manifest.tensor_shapes.items():
-        path = folder / _TENSORS / name
-        _check_chunk(path / _CHUNK, int(np.prod(shape)) * DTYPES[manifest.dtype].itemsize)
+        path = tensor_folder(folder, name)
+        _check_chunk(path / CHUNK, int(np.prod(shape)) * DTYPES[manifest.dtype].itemsize)
         opened[name] = ts.open(_zarr(path, shape, manifest.dtype), open=True, read=True)
     try:
         reads = {name: store.result().read() for name, store in opened.items()}

@@ -16,7 +16,7 @@ from pathlib import Path
 from openlora_jax.errors import BadCheckpoint, InvalidRequest, UnknownAdapter
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,6 @@ def _parse(line: bytes) -> tuple[str, Registration | None]:
         raise ValueError(line)
     if digest is None:
         return name, None
-    if not _DIGEST.fullmatch(digest):
+    if not DIGEST.fullmatch(digest):
         raise ValueError(line)
     return name, Registration(digest, time)

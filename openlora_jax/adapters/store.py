@@ -8,7 +8,7 @@ STORE/lock                  held by whoever changes the store; readers never tak
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from openlora_jax.adapters.artifact import (
     write_artifact,
 )
 from openlora_jax.adapters.manifest import Manifest
-from openlora_jax.adapters.registry import Registration, Registry, check_name
+from openlora_jax.adapters.registry import DIGEST, Registration, Registry, check_name
 from openlora_jax.errors import (
     AdapterExists,
     BadCheckpoint,
@@ -69,13 +69,19 @@ class AdapterStore:
         """Every registered name, and what it stands for."""
         return self._registry.registrations()
 
+    def folder(self, digest: str) -> Path:
+        """Where the artifact of that digest is, if it is in the store. Raises BadCheckpoint if it is no digest."""
+        if not DIGEST.fullmatch(digest):
+            raise BadCheckpoint(self._artifacts, f"{digest[:70]!r} is no digest")
+        return self._artifacts / digest
+
     def manifest(self, digest: str) -> Manifest:
         """What the artifact holds. Raises BadCheckpoint."""
-        return read_manifest(self._artifacts / digest)
+        return read_manifest(self.folder(digest))
 
     def read(self, digest: str) -> tuple[Manifest, dict[str, Tensor]]:
         """The whole artifact, in host memory. Raises BadCheckpoint."""
-        return read_artifact(self._artifacts / digest)
+        return read_artifact(self.folder(digest))
 
     def install(self, name: str, manifest: Manifest, tensors: Tensors, replace: bool = False) -> str:
         """Puts an adapter into the store under `name` and returns its digest.
@@ -89,31 +95,30 @@ class AdapterStore:
             CannotInstall: the disk is full or not writable.
             ValueError: `tensors` is not what `manifest` states.
         """
-        return self.install_all([(name, manifest, tensors)], replace)[name]
-
-    def install_all(self, adapters: Iterable[tuple[str, Manifest, Tensors]], replace: bool = False) -> dict[str, str]:
-        """As `install`, of many adapters, taken one at a time: all their names are registered at once, or none.
-
-        Returns the digests by name.
-        """
-        digests: dict[str, str] = {}
+        check_name(name)
+        digest = artifact_digest(manifest, tensors)
         with self._changing():
             self._sweep()
-            current = self.registrations()
-            for name, manifest, tensors in adapters:
-                check_name(name)
-                digests[name] = artifact_digest(manifest, tensors)
-                if name in current and current[name].digest != digests[name] and not replace:
-                    raise AdapterExists(name, current[name].digest)
-                self._place(digests[name], manifest, tensors)
-            self._registry.append(
-                {
-                    name: digest
-                    for name, digest in digests.items()
-                    if name not in current or current[name].digest != digest
-                }
-            )
-        return digests
+            self._check_free({name: digest}, replace)
+            self._place(digest, manifest, tensors)
+            self._register({name: digest})
+        return digest
+
+    def register(self, digests: Mapping[str, str], replace: bool = False) -> None:
+        """Gives names to artifacts that are already in the store: all of them, or none.
+
+        Raises:
+            InvalidRequest: a name that can be no adapter's name.
+            AdapterExists: a name stands for other content, and `replace` is False.
+            BadCheckpoint: an artifact is not there, or damaged.
+        """
+        for name in digests:
+            check_name(name)
+        with self._changing():
+            for digest in set(digests.values()):
+                self.manifest(digest)
+            self._check_free(digests, replace)
+            self._register(digests)
 
     def remove(self, name: str) -> None:
         """Removes a name, and its artifact if no other name stands for it. Raises UnknownAdapter."""
@@ -128,18 +133,28 @@ class AdapterStore:
         digests = {registration.digest for registration in self.registrations().values()}
         return {digest: self._damage(digest) for digest in sorted(digests)}
 
+    def _check_free(self, digests: Mapping[str, str], replace: bool) -> None:
+        current = self.registrations()
+        for name, digest in digests.items():
+            if not replace and name in current and current[name].digest != digest:
+                raise AdapterExists(name, current[name].digest)
+
+    def _register(self, digests: Mapping[str, str]) -> None:
+        current = {name: registration.digest for name, registration in self.registrations().items()}
+        self._registry.append({name: digest for name, digest in digests.items() if current.get(name) != digest})
+
     def _damage(self, digest: str) -> OpenLoraError | None:
         try:
             found = artifact_digest(*self.read(digest))
         except OpenLoraError as error:
             return error
         if found != digest:
-            return BadCheckpoint(self._artifacts / digest, f"its content has the digest {found}; convert it again")
+            return BadCheckpoint(self.folder(digest), f"its content has the digest {found}; convert it again")
         return None
 
     def _place(self, digest: str, manifest: Manifest, tensors: Tensors) -> None:
         """Makes the artifact appear under its digest, whole; a damaged one is written anew."""
-        target = self._artifacts / digest
+        target = self.folder(digest)
         if target.exists():
             if self._damage(digest) is None:
                 return
@@ -155,13 +170,13 @@ class AdapterStore:
         for leftover in self._artifacts.glob(".*"):
             shutil.rmtree(leftover)
         for digest in self._registry.retired():
-            if (self._artifacts / digest).exists():
+            if self.folder(digest).exists():
                 self._delete(digest)
 
     def _delete(self, digest: str) -> None:
         """Renames first: what lies under a digest is always whole."""
         old = self._artifacts / f".{digest}.deleted"
-        (self._artifacts / digest).rename(old)
+        self.folder(digest).rename(old)
         shutil.rmtree(old)
 
     @contextmanager

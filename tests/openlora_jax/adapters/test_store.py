@@ -117,6 +117,13 @@ def test_names_that_are_none_are_refused(store: AdapterStore) -> None:
     assert artifacts(store) == set()
 
 
+@pytest.mark.parametrize("digest", ["", "..", "../../etc", "0" * 63, "0" * 64 + "/..", "0" * 64 + "\n"])
+def test_what_is_no_digest_never_becomes_a_path(store: AdapterStore, digest: str) -> None:
+    for use in (store.folder, store.manifest, store.read):
+        with pytest.raises(BadCheckpoint, match="is no digest"):
+            use(digest)
+
+
 def test_a_store_that_is_no_directory(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="not a directory"):
         AdapterStore(tmp_path / "absent")
@@ -157,6 +164,22 @@ def test_leftovers_of_killed_writers_are_cleaned(store: AdapterStore) -> None:
         (store.path / "artifacts" / name / "deep").mkdir(parents=True)
     digest = store.install("x", *adapter(1))
     assert artifacts(store) == {digest}
+
+
+def test_a_second_name_for_an_artifact(store: AdapterStore) -> None:
+    first, second = store.install("x", *adapter(1)), store.install("y", *adapter(2))
+    store.register({"z": first, "x": first})
+    assert store.resolve("z") == first
+    with pytest.raises(AdapterExists, match="'y'"):
+        store.register({"free": first, "y": first})
+    with pytest.raises(UnknownAdapter):
+        store.resolve("free")
+    store.register({"y": first}, replace=True)
+    assert store.resolve("y") == first
+    with pytest.raises(BadCheckpoint):
+        store.register({"z": "0" * 64}, replace=True)
+    with pytest.raises(InvalidRequest):
+        store.register({"../z": second})
 
 
 def test_many_synthetic_adapters(store: AdapterStore) -> None:
