@@ -240,6 +240,8 @@ class Engine:
         self._take_arrivals()
         self._end_hopeless(now)
         schedule = self._scheduler.schedule(now)
+        for live, problem in schedule.refused:
+            self._end(live, error=problem)
         previous, self._dispatched = self._dispatched, []
         self._dispatch(schedule)
         for launch, result in previous:
@@ -264,7 +266,7 @@ class Engine:
                 live.ready = now
             if live.stream.cancelled:
                 self._end(live, *last_events(live, now))
-            elif error := live.error or live.load_error:
+            elif error := live.load_error:
                 self._end(live, error=error)
             elif deadline is not None and now >= deadline:
                 self._end(live, error=DeadlineExceeded(live.phase))
@@ -279,7 +281,7 @@ class Engine:
         for source, target in schedule.copies:
             self._runner.copy_block(source, target)
         self._launch(schedule.decode)
-        self._steps += bool(schedule)
+        self._steps += bool(self._dispatched)
 
     def _launch(self, launch: Launch | None) -> None:
         if launch is not None:

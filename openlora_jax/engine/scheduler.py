@@ -47,19 +47,21 @@ class Schedule:
     """One iteration's device work, in the order of its fields.
 
     Attributes:
+        refused: requests found to be too large, which must be ended.
         started: slots to prepare, each for the sequence that got it (and may have lost it again since).
         chunk: the chunk, if any tokens wait for one.
         copies: KV blocks to copy (source, target), after the chunk that filled the sources.
         decode: the decode step, if any sequence decodes.
     """
 
+    refused: tuple[tuple[LiveRequest, InvalidRequest], ...]
     started: tuple[tuple[int, Sequence], ...]
     chunk: Launch | None
     copies: tuple[tuple[int, int], ...]
     decode: Launch | None
 
     def __bool__(self) -> bool:
-        return self.chunk is not None or self.decode is not None
+        return bool(self.refused or self.chunk or self.decode)
 
 
 class Scheduler:
@@ -90,10 +92,11 @@ class Scheduler:
 
     def schedule(self, now: float) -> Schedule:
         """Decides one iteration. Its plans must be dispatched, in order, before the next call."""
-        started = self._start_waiting(now)
-        copies: list[tuple[int, int]] = []
-        chunk = self._next_chunk(copies)
-        return Schedule(started, chunk, tuple(copies), self._next_decode())
+        refused: list[tuple[LiveRequest, InvalidRequest]] = []
+        started = self._start_waiting(now, refused)
+        chunk = self._next_chunk()
+        copies = self._release_forks()
+        return Schedule(tuple(refused), started, chunk, copies, self._next_decode())
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees what it holds."""
@@ -103,17 +106,22 @@ class Scheduler:
         else:
             self._stop(sequence)
 
-    def _start_waiting(self, now: float) -> tuple[tuple[int, Sequence], ...]:
+    def _start_waiting(
+        self, now: float, refused: list[tuple[LiveRequest, InvalidRequest]]
+    ) -> tuple[tuple[int, Sequence], ...]:
         started: list[Sequence] = []
         barred = False
         for party in list(self.waiting):
             live = party[0].request
-            if live.ready is None or live.error or (barred and live.leases and live.pages is None):
+            if live.ready is None or (barred and live.leases and live.pages is None):
                 continue
             if any(sequence.in_flight for sequence in party) or not self._has_room(party):
                 break
             if not self._place(live, now):
                 barred = barred or (live.blocked is not None and now - live.blocked >= PATIENCE)
+                continue
+            if problem := self._misfit(live):
+                refused.append((live, problem))
                 continue
             if not self._has_items(live, len(party)):
                 break
@@ -132,47 +140,47 @@ class Scheduler:
 
     def _has_room(self, party: tuple[Sequence, ...]) -> bool:
         """Whether slots and blocks suffice, with a block left for each running sequence to grow into."""
-        needed = sum(self._starting_blocks(sequence) - self._shared_blocks(sequence) for sequence in party)
+        shared = self._full_blocks(party[0]) * (len(party) - 1)
+        needed = sum(map(self._starting_blocks, party)) - shared
         growth = 0 if self._config.deterministic else len(self.running)
         return len(party) <= len(self._slots) and needed + growth <= self.blocks.num_free
 
     def _starting_blocks(self, sequence: Sequence) -> int:
         return blocks_for(sequence.reach if self._config.deterministic else sequence.known, self.blocks.block_size)
 
-    def _shared_blocks(self, sequence: Sequence) -> int:
-        """Blocks that a sequence starts with from its first sample; after a preemption it starts on its own."""
-        is_fork = sequence.index > 0 and sequence.request.started is None
-        return self._full_blocks(sequence) if is_fork else 0
-
     def _full_blocks(self, sequence: Sequence) -> int:
-        """Blocks before the one of the prompt's last token."""
+        """Blocks before the one of the prompt's last token: what the samples of a request share."""
         return (sequence.prompt_len - 1) // self.blocks.block_size
 
-    def _has_items(self, live: LiveRequest, rows: int) -> bool:
-        """Whether a decode step's work list has room for the mix beside all who run; fails one that is too large."""
+    def _misfit(self, live: LiveRequest) -> InvalidRequest | None:
+        """Why a decode step's work list could not hold all samples of a mix even alone."""
         limit, samples = self._config.work_items, len(live.sequences)
         for module, pages in live.items.items():
             if pages * samples > limit:
                 problem = f"its adapters have {pages} rank pages of {module}, {pages * samples} for n = {samples}"
-                live.error = InvalidRequest(
-                    "mix", f"{problem}; a step takes at most {limit} (configuration work_items)"
-                )
+                return InvalidRequest("mix", f"{problem}; a step takes at most {limit} (configuration work_items)")
+        return None
+
+    def _has_items(self, live: LiveRequest, rows: int) -> bool:
+        """Whether a decode step's work list has room for so many rows of the mix beside all who run."""
+        limit = self._config.work_items
         return all(self._items[module] + pages * rows <= limit for module, pages in live.items.items())
 
     def _start(self, party: tuple[Sequence, ...], now: float) -> None:
         self.waiting.remove(party)
+        leader = party[0]
         for sequence in party:
-            shared = party[0].blocks[: self._shared_blocks(sequence)]
+            shared = [] if sequence is leader else leader.blocks[: self._full_blocks(leader)]
             own = self.blocks.allocate(self._starting_blocks(sequence) - len(shared))
             if own is None:
                 raise RuntimeError("a sequence was started without room for its blocks")
             self.blocks.share(shared)
             sequence.blocks = shared + own
             sequence.slot = heapq.heappop(self._slots)
-            sequence.leader = party[0] if sequence is not party[0] else None
+            sequence.leader = None if sequence is leader else leader
             self._items.update(sequence.request.items)
             insort(self.running, sequence, key=_age)
-        live = party[0].request
+        live = leader.request
         live.started = now if live.started is None else live.started
 
     def _stop(self, sequence: Sequence) -> None:
@@ -186,7 +194,7 @@ class Scheduler:
     def _wait(self, party: tuple[Sequence, ...]) -> None:
         insort(self.waiting, party, key=lambda other: _age(other[0]))
 
-    def _next_chunk(self, copies: list[tuple[int, int]]) -> Launch | None:
+    def _next_chunk(self) -> Launch | None:
         launched: list[tuple[Tile, Sequence]] = []
         used: Counter[str] = Counter()
         for sequence in self.running:
@@ -196,7 +204,6 @@ class Scheduler:
                 launched.append((sequence.take_chunk_tile(), sequence))
                 used.update(sequence.request.items)
                 if not sequence.wants_chunk():
-                    self._release_forks(sequence, copies)
                     break
         return _launch("score" if launched and launched[0][1].params is None else "prefill", launched)
 
@@ -209,14 +216,17 @@ class Scheduler:
         room = [(limit - used.get(module, 0)) // pages for module, pages in items.items() if pages]
         return min([self._config.prefill_chunk // TILE - tiles, *room])
 
-    def _release_forks(self, leader: Sequence, copies: list[tuple[int, int]]) -> None:
-        """The prompt is dispatched: its other samples go on from its last tile, in their own copy of that block."""
-        for fork in leader.request.sequences:
-            if fork.leader is leader:
+    def _release_forks(self) -> tuple[tuple[int, int], ...]:
+        """Samples whose prompt was dispatched go on from its last tile, each in its own copy of that tile's block."""
+        copies = []
+        for fork in self.running:
+            leader = fork.leader
+            if leader is not None and leader.decoding:
                 last = self._full_blocks(leader)
                 copies.append((leader.blocks[last], fork.blocks[last]))
-                fork.leader = None
                 fork.computed = (leader.prompt_len - 1) // TILE * TILE
+                fork.leader = None
+        return tuple(copies)
 
     def _next_decode(self) -> Launch | None:
         launched: list[tuple[Tile, Sequence]] = []

@@ -64,7 +64,6 @@ class LiveRequest:
         leases: one for each member of the mix, in its order.
         pages: pages and weight of each member, once all are on the device; None before.
         items: module -> rank pages of the whole mix, which is its work list items in one tile.
-        error: what ends the request, found while scheduling it.
         sequences: `n` samples, or the one text to score.
         submitted, ready, blocked, started, answered: monotonic seconds of the submission, the adapters in host memory,
             the first refusal of room for them on the device, the start, and the first result.
@@ -79,7 +78,6 @@ class LiveRequest:
     sequences: "list[Sequence]" = field(default_factory=list)
     pages: tuple[tuple[AdapterPages, float], ...] | None = None
     items: "Counter[str]" = field(default_factory=Counter)
-    error: OpenLoraError | None = None
     ready: float | None = None
     blocked: float | None = None
     started: float | None = None

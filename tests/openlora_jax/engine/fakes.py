@@ -1,0 +1,435 @@
+"""An engine's surroundings whose answers can be worked out by hand.
+
+The fake device has real KV blocks: a tile writes (position, token, mix) for each of its tokens into the blocks that it
+was given, then reads every earlier position of its sequence back through the same blocks. A wrong block table, a block
+that somebody else wrote, a wrong position, slot or adapter page give a wrong token or raise. The next token is
+
+    (sum over positions p of (p + 1) * (token_p + p)  +  mix  +  31 * seed  +  17 * sample index) mod VOCAB
+
+with mix = the sum over the members of round(10 * weight) * number of the adapter, moved on by 1 while it is forbidden.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from openlora_jax.adapters.modules import MODULES
+from openlora_jax.config import EngineConfig
+from openlora_jax.engine.engine import Engine
+from openlora_jax.engine.plan import TILE, RowOutput, StepPlan, Tile, TileScores
+from openlora_jax.engine.request import (
+    Delta,
+    Event,
+    Finished,
+    GenerateRequest,
+    MixItem,
+    Scored,
+    ScoreRequest,
+    TokenLogprobs,
+)
+from openlora_jax.engine.row_sampling import RowSampling
+from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.stream import EventStream
+from openlora_jax.errors import AdapterUnavailable, OpenLoraError, UnknownAdapter
+
+VOCAB = 97
+EOS = 0
+MODULE = MODULES[0]
+
+
+def mix_value(members: Iterable[tuple[int, float]]) -> int:
+    """What a mix of (adapter number, weight) adds to the next token."""
+    return sum(round(10 * weight) * number for number, weight in members)
+
+
+def next_token(tokens: Sequence[int], mix: int, seed: int, sample: int, forbidden: Iterable[int] = ()) -> int:
+    token = (sum((p + 1) * (token + p) for p, token in enumerate(tokens)) + mix + 31 * seed + 17 * sample) % VOCAB
+    while token in forbidden:
+        token = (token + 1) % VOCAB
+    return token
+
+
+def score(tokens: Sequence[int], mix: int, target: int) -> tuple[float, bool]:
+    """The "log-probability" of a target after these tokens, and whether it was the best."""
+    best = next_token(tokens, mix, 0, 0)
+    return -float((target - best) % VOCAB), target == best
+
+
+def text_of(ids: Iterable[int]) -> str:
+    """Two letters a token."""
+    return "".join(chr(97 + token % 5) + chr(97 + token % 3) for token in ids)
+
+
+class LetterDetokenizer:
+    """Text comes a letter late, as if each token's last character were completed by the next."""
+
+    def __init__(self) -> None:
+        self._late = ""
+
+    def push(self, token_id: int) -> str:
+        text = self._late + text_of([token_id])
+        self._late = text[-1]
+        return text[:-1]
+
+    def flush(self) -> str:
+        late, self._late = self._late, ""
+        return late
+
+
+class LetterTokenizer:
+    def stream(self) -> LetterDetokenizer:
+        return LetterDetokenizer()
+
+
+class FakeStore:
+    """Adapter number k has the name `a<k>` and the digest `d<k>`."""
+
+    def resolve(self, name: str) -> str:
+        if not name.startswith("a"):
+            raise UnknownAdapter(name)
+        return "d" + name[1:]
+
+
+@dataclass(eq=False)
+class FakeLease:
+    cache: "FakeAdapters"
+    name: str
+    digest: str
+    placed: bool = False
+    released: bool = False
+
+    @property
+    def pages(self) -> Mapping[str, tuple[int, ...]]:
+        if not self.placed or self.released:
+            raise RuntimeError("pages of a lease that is not placed")
+        return {MODULE: self.cache.resident[self.digest]}
+
+    @property
+    def ready(self) -> bool:
+        return self.digest in self.cache.loaded
+
+    @property
+    def error(self) -> OpenLoraError | None:
+        reason = self.cache.failed.get(self.digest)
+        return AdapterUnavailable(self.name, self.digest, reason) if reason else None
+
+    def release(self) -> None:
+        if not self.released:
+            self.released = True
+            self.cache.leases.remove(self)
+
+
+@dataclass(eq=False)
+class FakeAdapters:
+    """Adapters that load when told to and take `rank_pages(number)` pages of one module of a small pool.
+
+    Attributes:
+        loaded: digests in host memory.
+        content: page -> the digest written into it last.
+    """
+
+    num_pages: int = 1000
+    automatic: bool = True
+    rank_pages: Callable[[int], int] = lambda number: 1 + number % 3
+    loaded: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    resident: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    content: dict[int, str] = field(default_factory=dict)
+    leases: list[FakeLease] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.on_ready: Callable[[str], None] = lambda digest: None
+
+    def acquire(self, name: str, digest: str) -> FakeLease:
+        lease = FakeLease(self, name, digest)
+        self.leases.append(lease)
+        if self.automatic:
+            self.loaded.add(digest)
+        return lease
+
+    def finish_load(self, digest: str) -> None:
+        self.loaded.add(digest)
+        self.on_ready(digest)
+
+    def fail_load(self, digest: str) -> None:
+        self.failed[digest] = "the file is broken"
+        self.on_ready(digest)
+
+    def place(self, *leases: FakeLease) -> bool:
+        if any(lease.error or not lease.ready for lease in leases):
+            return False
+        wanted = {lease.digest: self.rank_pages(int(lease.digest[1:])) for lease in leases}
+        used = {lease.digest for lease in self.leases if lease.placed} | set(wanted)
+        missing = {digest: count for digest, count in wanted.items() if digest not in self.resident}
+        kept = {digest: pages for digest, pages in self.resident.items() if digest in used}
+        taken = {page for pages in kept.values() for page in pages}
+        free = [page for page in range(1, self.num_pages + 1) if page not in taken]
+        if sum(missing.values()) > len(free):
+            return False
+        if missing:
+            self.resident = kept
+        for digest, count in missing.items():
+            self.resident[digest] = tuple(free[:count])
+            self.content.update(dict.fromkeys(free[:count], digest))
+            del free[:count]
+        for lease in leases:
+            lease.placed = True
+        return True
+
+
+@dataclass
+class FakeResult:
+    kind: str
+    outputs: list[RowOutput]
+    log: list[str]
+    error: Exception | None = None
+
+    def read(self) -> list[RowOutput]:
+        self.log.append(f"read {self.kind}")
+        if self.error:
+            raise self.error
+        return self.outputs
+
+
+class FakeRunner:
+    """Checks every plan against the contract of `engine/plan.py`, then computes it.
+
+    Attributes:
+        plans: every plan so far.
+        log: every plan run and every result read so far, in order.
+        fail: raised by the next `run`; `fail_read` by the next `read`.
+    """
+
+    def __init__(self, config: EngineConfig, adapters: FakeAdapters) -> None:
+        self._config = config
+        self._adapters = adapters
+        self._blocks: dict[int, list[tuple[int, int, int] | None]] = {}
+        self._last: dict[int, int] = {}
+        self._seen: dict[int, list[int]] = {}
+        self.plans: list[StepPlan] = []
+        self.log: list[str] = []
+        self.fail: Exception | None = None
+        self.fail_read: Exception | None = None
+
+    def prepare_slot(
+        self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int], params: SamplingParams
+    ) -> None:
+        assert 0 <= slot < self._config.max_rows
+        self._seen[slot] = [*prompt_ids, *output_ids]
+
+    def copy_block(self, source: int, target: int) -> None:
+        self._blocks[target] = list(self._blocks[source])
+
+    def run(self, plan: StepPlan) -> FakeResult:
+        if self.fail:
+            error, self.fail = self.fail, None
+            raise error
+        self._check(plan)
+        self.plans.append(plan)
+        read_error, self.fail_read = self.fail_read, None
+        self.log.append(f"run {plan.kind}")
+        return FakeResult(plan.kind, [self._tile(plan.kind, tile) for tile in plan.tiles], self.log, read_error)
+
+    def _check(self, plan: StepPlan) -> None:
+        slots = [tile.slot for tile in plan.tiles]
+        if plan.kind == "decode":
+            assert len(set(slots)) == len(slots) <= self._config.max_rows
+            assert all(tile.tokens is None and tile.sampling for tile in plan.tiles)
+        else:
+            assert len(plan.tiles) <= self._config.prefill_chunk // TILE
+            assert all(tile.start % TILE == 0 and tile.tokens and len(tile.tokens) <= TILE for tile in plan.tiles)
+        assert (plan.kind == "score") or not any(tile.targets for tile in plan.tiles)
+        items = sum(len(pages[MODULE]) for tile in plan.tiles for pages, _ in tile.pages)
+        assert items <= self._config.work_items
+        assert all(0 < block < self._config.kv_blocks for tile in plan.tiles for block in tile.blocks)
+
+    def _tile(self, kind: str, tile: Tile) -> RowOutput:
+        mix = mix_value((self._adapter(pages[MODULE]), weight) for pages, weight in tile.pages)
+        for offset, token in enumerate(tile.tokens or (self._last[tile.slot],)):
+            self._write(tile, tile.start + offset, token, mix)
+        end = tile.start + len(tile.tokens or (0,))
+        tokens = [self._read(tile, position, mix) for position in range(end)]
+        if kind == "score":
+            return self._score(tile, tokens, mix)
+        return self._sample(tile.slot, tokens, mix, tile.sampling) if tile.sampling else None
+
+    def _sample(self, slot: int, tokens: list[int], mix: int, row: RowSampling) -> TokenLogprobs:
+        assert self._seen[slot] == tokens, "the slot's state is another sequence's"
+        token = next_token(tokens, mix, row.seed, row.sample, row.forbidden)
+        self._last[slot] = token
+        self._seen[slot].append(token)
+        return TokenLogprobs(token, -1.0, {token: -1.0} if row.logprobs else {})
+
+    def _score(self, tile: Tile, tokens: list[int], mix: int) -> TileScores | None:
+        if tile.targets is None:
+            return None
+        pairs = [score(tokens[: tile.start + i + 1], mix, target) for i, target in enumerate(tile.targets)]
+        return TileScores(tuple(value for value, _ in pairs), tuple(greedy for _, greedy in pairs))
+
+    def _write(self, tile: Tile, position: int, token: int, mix: int) -> None:
+        block, offset = divmod(position, self._config.kv_block)
+        empty: list[tuple[int, int, int] | None] = [None] * self._config.kv_block
+        self._blocks.setdefault(tile.blocks[block], empty)[offset] = (position, token, mix)
+
+    def _read(self, tile: Tile, position: int, mix: int) -> int:
+        block, offset = divmod(position, self._config.kv_block)
+        entry = self._blocks[tile.blocks[block]][offset]
+        assert entry is not None, "a position was read before it was written"
+        assert (entry[0], entry[2]) == (position, mix), "a stale block was read"
+        return entry[1]
+
+    def _adapter(self, pages: tuple[int, ...]) -> int:
+        digests = {self._adapters.content[page] for page in pages}
+        assert len(digests) == 1, "the pages belong to several adapters"
+        return int(digests.pop()[1:])
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Bench:
+    """An engine on fakes, stepped by hand."""
+
+    config: EngineConfig
+    adapters: FakeAdapters = field(default_factory=FakeAdapters)
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.runner = FakeRunner(self.config, self.adapters)
+        self.engine = Engine(
+            self.runner,
+            self.adapters,
+            FakeStore(),
+            LetterTokenizer(),
+            self.config,
+            vocab_size=VOCAB,
+            eos_token_ids=(EOS,),
+            clock=self.clock,
+        )
+
+    def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
+        return self.engine.submit(request)
+
+    def settle(self, limit: int = 10_000) -> None:
+        """Steps until nothing is left to do."""
+        for _ in range(limit):
+            if not self.engine.step():
+                return
+        raise AssertionError("the engine does not come to rest")
+
+    def check_idle(self) -> None:
+        """Nothing is held for anybody."""
+        stats = self.engine.stats
+        assert (stats.running, stats.waiting) == (0, 0)
+        assert stats.free_kv_blocks == stats.kv_blocks
+        assert sorted(self.engine._scheduler._slots) == list(range(self.config.max_rows))
+        assert not +self.engine._scheduler._items
+        assert not self.adapters.leases
+
+
+def small_config(**changes: object) -> EngineConfig:
+    """Few rows and blocks, so that they run out."""
+    settings: dict[str, object] = {
+        "max_rows": 4,
+        "row_buckets": (4,),
+        "prefill_chunk": 32,
+        "chunk_buckets": (32,),
+        "max_model_len": 128,
+        "kv_block": 16,
+        "kv_blocks": 33,
+        "work_items": 64,
+    }
+    return EngineConfig.model_validate(settings | changes)
+
+
+def generate(
+    prompt: Iterable[int],
+    adapters: Mapping[str, float] | None = None,
+    *,
+    deadline: float | None = None,
+    **params: object,
+) -> GenerateRequest:
+    """A request for eight tokens of seed 0, unless `params` say otherwise."""
+    return GenerateRequest(
+        prompt_ids=tuple(prompt),
+        params=SamplingParams.model_validate({"seed": 0, "max_tokens": 8, "ignore_eos": True} | params),
+        mix=tuple(MixItem(name, weight) for name, weight in (adapters or {}).items()),
+        deadline=deadline,
+    )
+
+
+@dataclass
+class Sample:
+    """What one sample's deltas add up to."""
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        assert self.finish_reason is None, "a delta after the last"
+        self.token_ids += delta.token_ids
+        self.text += delta.text
+        self.finish_reason = delta.finish_reason
+
+
+@dataclass
+class Answer:
+    """All events of a request, put together; `error` is what its stream raised."""
+
+    samples: list[Sample] = field(default_factory=list)
+    last: Finished | Scored | None = None
+    error: OpenLoraError | None = None
+
+
+def collect(stream: Iterable[Event]) -> Answer:
+    """Reads a stream to its end. Waits for a running engine; never for one that has come to rest."""
+    answer = Answer()
+    try:
+        for event in stream:
+            assert answer.last is None, "an event after the last"
+            if isinstance(event, Delta):
+                answer.samples += [Sample() for _ in range(event.index + 1 - len(answer.samples))]
+                answer.samples[event.index].add(event)
+            else:
+                answer.last = event
+    except OpenLoraError as error:
+        answer.error = error
+    return answer
+
+
+def expected_sample(request: GenerateRequest, index: int) -> Sample:
+    """What sample `index` must be, worked out without an engine."""
+    params = request.params
+    mix = mix_value((int(item.adapter[1:]), item.weight) for item in request.mix)
+    ends = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
+    output: list[int] = []
+    while True:
+        forbidden = ends if len(output) < params.min_tokens else set[int]()
+        output.append(next_token([*request.prompt_ids, *output], mix, params.seed or 0, index, forbidden))
+        ended = output[-1] in ends
+        last = ended or len(output) == params.max_tokens
+        text = text_of(output[: len(output) - ended])
+        visible = len(text) if last else len(text) - 1
+        # Letters that this token made visible; min_tokens leaves stop strings that completed before alone.
+        fresh = max(0, 2 * (len(output) - 1) - 1)
+        for end in range(fresh + 1, visible + 1):
+            cuts = [end - len(stop) for stop in params.stop if text[:end].endswith(stop)]
+            if cuts and len(output) >= params.min_tokens:
+                return Sample(tuple(output), text[: min(cuts)], "stop")
+        if last:
+            return Sample(tuple(output), text, "stop" if ended else "length")
+
+
+def expected_scores(request: ScoreRequest) -> list[tuple[float, bool]]:
+    """What a score must be, worked out without an engine."""
+    mix = mix_value((int(item.adapter[1:]), item.weight) for item in request.mix)
+    tokens = [*request.prompt_ids, *request.completion_ids]
+    return [score(tokens[:position], mix, tokens[position]) for position in range(len(request.prompt_ids), len(tokens))]
