@@ -66,10 +66,17 @@ def convert_base(source: Path, destination: Path, dtype: Dtype, progress: Progre
             progress("saving", 0, size)
             write_weights(stage, values)
             found.tokenizer.write(stage)
-            manifest = BaseManifest(config=found.config, dtype=dtype, digest=digest, source=source.resolve().name)
+            manifest = BaseManifest(config=found.config, dtype=dtype, digest=digest, source=_name(source.resolve()))
             manifest.write(stage)
         progress("saving", size, size)
     return BaseReport(manifest, len(values), sum(value.size for value in values.values()), size)
+
+
+def _name(source: Path) -> str:
+    """What people call the source: the model of a Hugging Face cache, else the file or directory."""
+    if source.parent.name == "snapshots":
+        return source.parent.parent.name.rpartition("--")[2]
+    return source.name
 
 
 @contextmanager

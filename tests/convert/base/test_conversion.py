@@ -105,7 +105,8 @@ def test_a_hugging_face_cache_full_of_links_is_read(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     for file in real.iterdir():
         (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
-    convert_base(snapshot, tmp_path / "base", "float32", ignore)
+    report = convert_base(snapshot, tmp_path / "base", "float32", ignore)
+    assert report.manifest.source == "b"
 
 
 def install_fails(source: Path, destination: Path, error: type[OpenLoraError], *words: str) -> None:
