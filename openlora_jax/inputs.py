@@ -88,7 +88,7 @@ class ScoreInput:
     """A completion to score after a prompt; `extra` goes to the output line as it came."""
 
     prompt: Prompt
-    completion: str | Sequence[SupportsIndex]
+    completion: str | Sequence[int]
     mix: tuple[MixItem, ...]
     extra: Mapping[str, Any]
 
@@ -188,6 +188,10 @@ def _mix(row: _Row) -> tuple[MixItem, ...]:
         return mix_of(row.adapter)
     if row.adapter is not None:
         raise InvalidRequest("mix", "is given beside adapter; name the adapter in the mix")
+    names = [item.adapter for item in row.mix]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidRequest("mix", f"adapter {twice!r} is named twice; add its weights up")
     return tuple(MixItem(item.adapter, item.weight) for item in row.mix)
 
 

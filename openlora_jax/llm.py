@@ -87,7 +87,7 @@ class LLM:
         self.config = _fitting(config or EngineConfig.of({"backend": backend, **settings}), self.model)
         self.tokenizer = Tokenizer.load(base)
         self.store = NoStore() if store is None else AdapterStore(store)
-        ops = _ops(self.config.backend)
+        ops = resolve_ops(self.config.backend)
         self.backend = ops.backend
         capacities = pool_capacities(self.config)
         pool = AdapterPool.create(self.model, capacities, jnp.dtype(self.config.dtype))
@@ -251,7 +251,7 @@ def _fitting(config: EngineConfig, model: ModelConfig) -> EngineConfig:
     return config.model_copy(update={"max_model_len": model.max_position})
 
 
-def _ops(backend: BackendName) -> Ops:
+def resolve_ops(backend: BackendName) -> Ops:
     try:
         return resolve(backend)
     except NotImplementedError as error:

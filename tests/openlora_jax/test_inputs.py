@@ -85,6 +85,7 @@ def test_completion_ids_are_verbatim() -> None:
         ({"prompt": "a", "mix": []}, "mix", "at least 1"),
         ({"prompt": "a", "mix": [{"adapter": "y", "weight": float("nan")}]}, "mix.0.weight", "finite"),
         ({"prompt": "a", "mix": [{"adapter": "y", "weight": "1"}]}, "mix.0.weight", "valid number"),
+        ({"prompt": "a", "mix": [{"adapter": "y"}, {"adapter": "y", "weight": 2}]}, "mix", "named twice"),
         ({"prompt": "a", "mix": [{"adaptor": "y"}]}, "mix.0.adapter", "required"),
         ({"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"prompt": "a", "temperature": float("nan")}, "temperature", "finite"),

@@ -1,0 +1,67 @@
+"""`openlora doctor`: what would run here, and why."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from openlora_jax import __version__
+from openlora_jax.cli.generate import BaseOption, ConfigOption
+from openlora_jax.config import BackendName, EngineConfig
+
+PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tokenizers", "grpcio")
+
+
+def doctor(
+    config: ConfigOption = None,
+    backend: Annotated[BackendName | None, typer.Option(help="Instead of the config's.", show_default=False)] = None,
+    base: BaseOption = None,
+) -> None:
+    """Prints versions, devices, the implementation chosen for each op and, given a base model, the memory plan.
+
+    The status is 2 where the backend cannot run on this machine.
+    """
+    import jax
+
+    settings = EngineConfig.load(config) if config else EngineConfig()
+    console = Console()
+    own = {"openlora-jax": __version__, "python": platform.python_version()}
+    console.print(_table("versions", own | {name: version(name) for name in PACKAGES}))
+    console.print(_table("devices", {str(device): device.device_kind for device in jax.devices()}))
+    if base is not None:
+        console.print(_memory(Path(base), settings))
+    console.print(_ops(backend or settings.backend))
+
+
+def _ops(backend: BackendName) -> Table:
+    from openlora_jax.llm import resolve_ops
+
+    ops = resolve_ops(backend)
+    return _table(f"ops of backend {ops.backend}", ops.reasons)
+
+
+def _memory(base: Path, settings: EngineConfig) -> Table:
+    from openlora_jax.memory import MemoryPlan
+    from openlora_jax.model.checkpoint import BaseManifest
+
+    plan = MemoryPlan.of(settings, BaseManifest.read(base).config)
+    rows = {
+        "weights": plan.weights,
+        f"{settings.kv_blocks} KV blocks of {settings.kv_block} tokens": plan.kv,
+        **{f"adapter pages of {module}": size for module, size in plan.pools.items()},
+        "sampler": plan.sampler,
+        "in all": plan.total,
+    }
+    return _table("device memory, MB", {name: f"{size / 1e6:,.1f}" for name, size in rows.items()})
+
+
+def _table(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,84 @@
+"""`openlora generate`: one prompt, streamed, or a file of them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from openlora_jax.cli.rows import STANDARD, generation_line, read_lines, write_lines
+from openlora_jax.cli.session import open_session
+from openlora_jax.errors import InvalidRequest
+from openlora_jax.inputs import GenerateInput, parse_generate
+
+BaseOption = Annotated[str | None, typer.Option(help="Converted base model.", show_default=False)]
+StoreOption = Annotated[str | None, typer.Option(help="Adapter store.", show_default=False)]
+ConfigOption = Annotated[
+    str | None, typer.Option(help="Engine settings: a shipped name, such as cpu, or a YAML file.", show_default=False)
+]
+ServerOption = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Ask this server; no base is loaded.", show_default=False)
+]
+
+
+def generate(
+    base: BaseOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    server: ServerOption = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue; the answer is streamed.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt as a user's message.")] = False,
+    adapter: Annotated[str | None, typer.Option(help="The adapter that answers.", show_default=False)] = None,
+    mix: Annotated[
+        str | None, typer.Option(metavar="NAME=W,NAME=W", help="Adapters and weights.", show_default=False)
+    ] = None,
+    source: Annotated[str | None, typer.Option("--input", help="JSON lines to answer; - is stdin.")] = None,
+    output: Annotated[str, typer.Option(help="Where to write JSON lines; - is stdout.")] = STANDARD,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", show_default=False)] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=False)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus to sample from.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Reproduces an answer.", show_default=False)] = None,
+) -> None:
+    """Continues a prompt, or each row of a file, with the base model, an adapter, or a weighted mix of adapters.
+
+    A row is a JSON object with prompt, messages or prompt_ids, and any of adapter, mix and the sampling parameters.
+    What options say holds for rows that do not say it themselves.
+    """
+    if (prompt is None) == (source is None):
+        raise InvalidRequest("--prompt", "give --prompt for one text, or --input for a file of rows")
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    defaults = {key: value for key, value in sampling.items() if value is not None} | _target(adapter, mix)
+
+    def parse(fields: Mapping[str, Any]) -> GenerateInput:
+        own_target = {"adapter", "mix"} & fields.keys()
+        kept = {key: value for key, value in defaults.items() if not (own_target and key in ("adapter", "mix"))}
+        return parse_generate({**kept, **fields})
+
+    if prompt is None:
+        lines = read_lines(str(source), parse)
+        with open_session(base, store, config, server) as session:
+            write_lines(output, lines, session.generate(lines), generation_line)
+    else:
+        row = parse({"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt})
+        with open_session(base, store, config, server) as session:
+            for text in session.stream(row):
+                typer.echo(text, nl=False)
+            typer.echo()
+
+
+def _target(adapter: str | None, mix: str | None) -> dict[str, Any]:
+    """The fields that the two options stand for."""
+    fields: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
+    if mix is not None:
+        fields["mix"] = [_member(text) for text in mix.split(",")]
+    return fields
+
+
+def _member(text: str) -> dict[str, Any]:
+    name, _, weight = text.rpartition("=")
+    try:
+        member = {"adapter": name.strip(), "weight": float(weight)}
+    except ValueError:
+        member = {}
+    if not name or not member:
+        raise InvalidRequest("--mix", f"{text!r} is no NAME=WEIGHT; write --mix legal=0.6,tone=0.4")
+    return member

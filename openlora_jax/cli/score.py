@@ -1,0 +1,28 @@
+"""`openlora score`: the log-probability of given completions."""
+
+from typing import Annotated
+
+import typer
+
+from openlora_jax.cli.generate import BaseOption, ConfigOption, ServerOption, StoreOption
+from openlora_jax.cli.rows import STANDARD, read_lines, score_line, write_lines
+from openlora_jax.cli.session import open_session
+from openlora_jax.inputs import parse_score
+
+
+def score(
+    source: Annotated[str, typer.Option("--input", help="JSON lines to score; - is stdin.", show_default=False)],
+    base: BaseOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    server: ServerOption = None,
+    output: Annotated[str, typer.Option(help="Where to write JSON lines; - is stdout.")] = STANDARD,
+) -> None:
+    """Scores each row's completion, token by token, given what precedes it.
+
+    A row is a JSON object with prompt, messages or prompt_ids, with completion or completion_ids, and with adapter or
+    mix, if it is not for the base model. Its output line has the logprobs, and whether each token was the most likely.
+    """
+    lines = read_lines(source, parse_score)
+    with open_session(base, store, config, server) as session:
+        write_lines(output, lines, session.score(lines), score_line)

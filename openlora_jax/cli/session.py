@@ -1,0 +1,43 @@
+"""Who answers `generate` and `score`: an engine in this process, or a server."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from openlora_jax.cli.rows import Line
+from openlora_jax.config import EngineConfig
+from openlora_jax.engine.request import Scored
+from openlora_jax.errors import InvalidRequest
+from openlora_jax.inputs import GenerateInput, ScoreInput
+from openlora_jax.outputs import Generation
+
+
+class Session(Protocol):
+    """Results come in the order of the lines; an error ends the iterator, in its turn."""
+
+    def generate(self, lines: Sequence[Line[GenerateInput]]) -> Iterator[Generation]: ...
+
+    def score(self, lines: Sequence[Line[ScoreInput]]) -> Iterator[Scored]: ...
+
+    def stream(self, row: GenerateInput) -> Iterator[str]:
+        """The text of the first sample as it comes."""
+
+
+def open_session(
+    base: str | None, store: str | None, config: str | None, server: str | None
+) -> AbstractContextManager[Session]:
+    """A session with the server if one is named, else with an engine of its own.
+
+    Raises:
+        InvalidRequest: neither or both are named.
+        InvalidConfig, BadCheckpoint: as LLM does.
+    """
+    if (base is None) == (server is None):
+        raise InvalidRequest("--base", "give --base for an engine here, or --server for one that runs elsewhere")
+    if base is None:
+        from openlora_jax.cli.server_session import ServerSession
+
+        return ServerSession(str(server))
+    from openlora_jax.cli.local_session import LocalSession, load
+
+    return LocalSession(load(base, store, EngineConfig.load(config) if config else EngineConfig()))
