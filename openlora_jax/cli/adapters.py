@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.errors import BadCheckpoint
@@ -29,9 +29,9 @@ def list_adapters(store: StoreOption, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("name", "digest", "modules", "rank", "pages", "MB", "dtype", "registered")
+    table = Table("name", Column("digest", no_wrap=True), "modules", "rank", "pages", "MB", "dtype", "registered")
     for row in rows:
-        table.add_row(row["name"], row["digest"][:12], *_cells(row), row["registered"])
+        table.add_row(row["name"], row["digest"][:12], *_cells(row), row["registered"][:16])
     Console().print(table)
 
 
@@ -44,8 +44,8 @@ def inspect(name: NameArgument, store: StoreOption, as_json: JsonOption = False)
     if as_json:
         typer.echo(json.dumps({"name": name, "digest": digest, **manifest.model_dump()}, indent=2))
         return
-    title = f"{name}\n{digest}\nof base {manifest.base_digest}"
-    table = Table("module", "rank", "pages", "layers", "in", "out", title=title, title_justify="left")
+    typer.echo(f"{name}\ndigest {digest}\nbase   {manifest.base_digest}\ndtype  {manifest.dtype}")
+    table = Table("module", "rank", "pages", "layers", "in", "out")
     for module in manifest.pages:
         size = manifest.modules[module]
         table.add_row(module, *map(str, (size.rank, size.pages, size.layers, size.d_in, size.d_out)))

@@ -10,10 +10,28 @@ from openlora_jax.errors import AdapterExists
 
 app = typer.Typer(no_args_is_help=True)
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 @app.callback()
 def convert() -> None:
     """Convert a base model, or an adapter for a store."""
+
+
+@app.command()
+def base(
+    source: Annotated[Path, typer.Argument(help="Hugging Face directory, or .gguf file.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    dtype: Annotated[Dtype, typer.Option(help="Of the stored weights.")] = "float32",
+) -> None:
+    """Converts a base model, and prints a JSON report."""
+    from convert.base import convert_base, progress_bar
+
+    with progress_bar() as progress:
+        report = convert_base(source, destination, dtype, progress)
+    made = {"source": str(source), "destination": str(destination), "digest": report.manifest.digest, "dtype": dtype}
+    sizes = {"tensors": report.tensors, "parameters": report.parameters, "bytes": report.bytes}
+    typer.echo(json.dumps(made | sizes, indent=2))
 
 
 @app.command()
@@ -24,7 +42,7 @@ def adapter(
     base: Annotated[Path, typer.Option(help="The converted base model that it is for.", show_default=False)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, install nothing.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Take the name from the adapter that has it.")] = False,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the stored tensors.")] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="Of the stored tensors.")] = "float32",
     strict_base: Annotated[
         bool, typer.Option("--strict-base", help="Refuse an adapter that names another base model.")
     ] = False,

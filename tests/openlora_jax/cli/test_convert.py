@@ -1,4 +1,4 @@
-"""`openlora convert adapter` and `openlora adapters`, from a PEFT directory to a registered adapter and back."""
+"""`openlora convert`: what is installed, what is reported, and what is refused before anything is installed."""
 
 import json
 from collections.abc import Callable
@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from convert.base.hf_config import read_hf_config
 from openlora_jax.adapters.store import AdapterStore
-from openlora_jax.cli import adapters, convert
-from openlora_jax.errors import AdapterExists, BadCheckpoint, InvalidRequest, UnknownAdapter
+from openlora_jax.cli import convert
+from openlora_jax.errors import AdapterExists, BadCheckpoint, InvalidRequest
 from openlora_jax.model.checkpoint import BaseManifest
 from tests.convert.adapter.conftest import CONFIG, lora, write_checkpoint
+from tests.convert.base.checkpoints import CONFIG as HF_CONFIG
+from tests.convert.base.checkpoints import hf_tensors, write_hf
 
 Run = Callable[..., Result]
 
@@ -34,30 +37,21 @@ def run(tmp_path: Path) -> Run:
     return invoke
 
 
-def store_command(tmp_path: Path, *arguments: str) -> str:
-    result = CliRunner().invoke(
-        adapters.app, [*arguments, "--store", str(tmp_path / "store")], catch_exceptions=False, env={"COLUMNS": "200"}
-    )
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def test_convert_list_inspect_verify_remove(run: Run, tmp_path: Path) -> None:
+def test_an_adapter_is_installed_and_reported(run: Run, tmp_path: Path) -> None:
     report = json.loads(run("--dtype", "bfloat16").stdout)
     assert report["name"] == "x"
     assert report["installed"] is True
-    assert AdapterStore(tmp_path / "store").resolve("x") == report["digest"]
-    assert report["digest"][:12] in store_command(tmp_path, "list")
-    (row,) = json.loads(store_command(tmp_path, "list", "--json"))
-    assert row["modules"] == {"q_proj": {"rank": 4, "pages": 1}, "v_proj": {"rank": 4, "pages": 1}}
-    assert row["dtype"] == "bfloat16"
-    assert "q_proj" in store_command(tmp_path, "inspect", "x")
-    assert json.loads(store_command(tmp_path, "inspect", "x", "--json"))["base_digest"] == "b" * 64
-    assert store_command(tmp_path, "verify") == "1 adapters verified\n"
-    store_command(tmp_path, "remove", "x")
-    assert json.loads(store_command(tmp_path, "list", "--json")) == []
-    with pytest.raises(UnknownAdapter):
-        store_command(tmp_path, "inspect", "x")
+    assert report["tensors"]["consumed"] == 12
+    store = AdapterStore(tmp_path / "store")
+    assert store.resolve("x") == report["digest"]
+    assert store.manifest(report["digest"]).dtype == "bfloat16"
+
+
+def test_a_base_model_is_converted_and_reported(tmp_path: Path) -> None:
+    source = write_hf(tmp_path / "hf", HF_CONFIG, None)
+    write_hf(source, HF_CONFIG, hf_tensors(read_hf_config(source), 0))
+    result = CliRunner().invoke(convert.app, ["base", str(source), str(tmp_path / "base")], catch_exceptions=False)
+    assert json.loads(result.stdout)["digest"] == BaseManifest.read(tmp_path / "base").digest
 
 
 def test_a_dry_run_installs_nothing(run: Run, tmp_path: Path) -> None:
@@ -100,11 +94,3 @@ def test_an_adapter_of_another_base_is_refused(run: Run, tmp_path: Path) -> None
     BaseManifest(config=wider, dtype="float32", digest="c" * 64, source="tiny").write(tmp_path / "base")
     with pytest.raises(BadCheckpoint, match="is for 32 input features, this base has 64"):
         run()
-
-
-def test_damage_is_listed_and_fails_the_verification(run: Run, tmp_path: Path) -> None:
-    digest = json.loads(run().stdout)["digest"]
-    (tmp_path / "store" / "artifacts" / digest / "manifest.json").unlink()
-    assert "damaged" in store_command(tmp_path, "list")
-    with pytest.raises(BadCheckpoint, match=r"1 of 1 adapters are damaged; .*manifest\.json"):
-        store_command(tmp_path, "verify")

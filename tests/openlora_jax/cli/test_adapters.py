@@ -1,0 +1,66 @@
+"""`openlora adapters`: list, inspect, verify and remove what a store holds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.adapters.synthetic import install_synthetic
+from openlora_jax.cli import adapters
+from openlora_jax.errors import BadCheckpoint, UnknownAdapter
+from tests.convert.adapter.conftest import CONFIG
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AdapterStore:
+    opened = AdapterStore.create(tmp_path)
+    install_synthetic(opened, CONFIG, "b" * 64, {"x": 1, "y": 2}, rank=20, dtype="bfloat16")
+    return opened
+
+
+@pytest.fixture
+def command(store: AdapterStore) -> Command:
+    def invoke(*arguments: str) -> str:
+        given = [*arguments, "--store", str(store.path)]
+        result = CliRunner().invoke(adapters.app, given, catch_exceptions=False, env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return invoke
+
+
+def test_list(command: Command, store: AdapterStore) -> None:
+    digest = store.resolve("y")
+    assert digest[:12] in command("list")
+    assert "q, v" in command("list")
+    first, second = json.loads(command("list", "--json"))
+    assert (first["name"], second["name"], second["digest"]) == ("x", "y", digest)
+    assert second["modules"] == {"q_proj": {"rank": 20, "pages": 2}, "v_proj": {"rank": 20, "pages": 2}}
+    assert second["bytes"] == store.manifest(digest).nbytes
+
+
+def test_inspect(command: Command, store: AdapterStore) -> None:
+    assert store.resolve("x") in command("inspect", "x")
+    assert json.loads(command("inspect", "x", "--json"))["base_digest"] == "b" * 64
+    with pytest.raises(UnknownAdapter, match="'z'"):
+        command("inspect", "z")
+
+
+def test_remove(command: Command, store: AdapterStore) -> None:
+    assert command("remove", "x") == "removed x\n"
+    assert set(store.registrations()) == {"y"}
+    with pytest.raises(UnknownAdapter, match="'x'"):
+        command("remove", "x")
+
+
+def test_damage_is_listed_and_fails_the_verification(command: Command, store: AdapterStore) -> None:
+    assert command("verify") == "2 adapters verified\n"
+    (store.folder(store.resolve("x")) / "manifest.json").unlink()
+    assert "damaged" in command("list")
+    with pytest.raises(BadCheckpoint, match=r"1 of 2 adapters are damaged; .*manifest\.json"):
+        command("verify")
