@@ -5,7 +5,7 @@
         print(response.outputs[0].text, response.adapter_digests)
 
 Answers are the messages of `openlora.proto`. A prompt is text, a conversation (`[{"role": ..., "content": ...}]`) or
-token ids. An adapter is a name, a mix `{name: weight}`, or None for the base model. `timeout` is in seconds; the server
+token ids. An adapter is a name, a mix (`{name: weight}`, or MixItems), or None for the base model. `timeout` is in seconds; the server
 knows it, and drops the request when it passes.
 """
 
@@ -17,6 +17,7 @@ from typing import Self, TypeVar, cast
 import grpc
 from google.protobuf.message import Message
 
+from openlora_jax.engine.request import MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import Adapter, Prompt
@@ -24,6 +25,7 @@ from serving import status
 from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
 
+Target = Adapter | Sequence[MixItem]
 Answer = TypeVar("Answer")
 Built = TypeVar("Built", bound=Message)
 
@@ -55,7 +57,7 @@ class Client:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        adapter: Adapter = None,
+        adapter: Target = None,
         timeout: float | None = None,
     ) -> pb.GenerateResponse:
         """Continues a prompt and waits for the whole answer."""
@@ -66,7 +68,7 @@ class Client:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        adapter: Adapter = None,
+        adapter: Target = None,
         timeout: float | None = None,
     ) -> Iterator[pb.GenerateEvent]:
         """Continues a prompt and yields its tokens as they come; closing the iterator ends the request."""
@@ -82,7 +84,7 @@ class Client:
         prompt: Prompt,
         completion: str | Sequence[int],
         *,
-        adapter: Adapter = None,
+        adapter: Target = None,
         timeout: float | None = None,
     ) -> pb.ScoreResponse:
         """The log-probability of each token of `completion` after `prompt`."""
@@ -129,7 +131,7 @@ class Client:
         return self._timeout if timeout is None else timeout
 
 
-def generate_request(prompt: Prompt, params: SamplingParams | None, adapter: Adapter) -> pb.GenerateRequest:
+def generate_request(prompt: Prompt, params: SamplingParams | None, adapter: Target) -> pb.GenerateRequest:
     """The message of a generation; of `params`, what was set is sent.
 
     Raises:
@@ -141,7 +143,7 @@ def generate_request(prompt: Prompt, params: SamplingParams | None, adapter: Ada
     return pb.GenerateRequest(prompt=_prompt(prompt), sampling=sampling, adapter=name, mix=mix)
 
 
-def score_request(prompt: Prompt, completion: str | Sequence[int], adapter: Adapter) -> pb.ScoreRequest:
+def score_request(prompt: Prompt, completion: str | Sequence[int], adapter: Target) -> pb.ScoreRequest:
     """The message of a scoring.
 
     Raises:
@@ -167,11 +169,16 @@ def _prompt(prompt: Prompt) -> pb.Prompt:
     return pb.Prompt(token_ids=_build("prompt", pb.TokenIds, ids=prompt))
 
 
-def _target(adapter: Adapter) -> tuple[str | None, pb.Mix | None]:
-    if isinstance(adapter, Mapping):
-        items = [_build("mix", pb.MixItem, adapter=name, weight=weight) for name, weight in adapter.items()]
-        return None, pb.Mix(items=items)
-    return adapter, None
+def _target(adapter: Target) -> tuple[str | None, pb.Mix | None]:
+    match adapter:
+        case None | str():
+            return adapter, None
+        case Mapping():
+            members = list(adapter.items())
+        case _:
+            members = [(item.adapter, item.weight) for item in adapter]
+    items = [_build("mix", pb.MixItem, adapter=name, weight=weight) for name, weight in members]
+    return None, pb.Mix(items=items) if items else None
 
 
 def _build(field: str, kind: type[Built], **values: object) -> Built:

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import pytest
 
 from openlora_jax import __version__
+from openlora_jax.engine.request import MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.errors import DeadlineExceeded, InvalidRequest, UnknownAdapter
 from serving.client import Client
@@ -34,7 +35,7 @@ async def test_generate(address: str) -> None:
 async def test_prompts_and_mixes(address: str, llm: FakeLLM) -> None:
     one = SamplingParams(max_tokens=1)
     await using(address, lambda client: client.generate([104, 105], one, adapter={"sql": 0.25, "json": -1.0}))
-    await using(address, lambda client: client.generate([{"role": "user", "content": "y"}], one))
+    await using(address, lambda client: client.generate([{"role": "user", "content": "y"}], one, adapter={}))
     first, second = llm.engine.submitted
     assert first.prompt_ids == (104, 105)
     assert [(item.adapter, item.weight) for item in first.mix] == [("sql", 0.25), ("json", -1.0)]
@@ -107,6 +108,9 @@ async def test_errors_are_the_librarys_own(address: str, llm: FakeLLM) -> None:
         await using(address, lambda client: list(client.generate_stream("a", adapter="nobody")))
     with pytest.raises(InvalidRequest, match="outside the vocabulary"):
         await using(address, lambda client: client.generate([999]))
+    twice = (MixItem("sql"), MixItem("sql"))
+    with pytest.raises(InvalidRequest, match="named twice"):
+        await using(address, lambda client: client.generate("a", adapter=twice))
     for prompt in ([2**40], ["a"], [{"role": "user", "text": "x"}], "\ud800"):
         bad: Any = prompt
         with pytest.raises(InvalidRequest, match="prompt: cannot be sent"):
