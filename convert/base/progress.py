@@ -14,9 +14,9 @@ def progress_bar() -> Iterator[Callback]:
     """Yields a callback for `convert_base` that draws a bar of each stage on stderr."""
     columns = (TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task("", total=None)
+        task = bars.add_task("", total=None, visible=False)
 
         def show(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total)
+            bars.update(task, description=stage, completed=done, total=total, visible=True)
 
         yield show
