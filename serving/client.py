@@ -5,8 +5,8 @@
         print(response.outputs[0].text, response.adapter_digests)
 
 Answers are the messages of `openlora.proto`. A prompt is text, a conversation (`[{"role": ..., "content": ...}]`) or
-token ids. An adapter is a name, a mix (`{name: weight}`, or MixItems), or None for the base model. `timeout` is in seconds; the server
-knows it, and drops the request when it passes.
+token ids. An adapter is a name, a mix (`{name: weight}`, or MixItems), or None for the base model. `timeout` is in
+seconds; the server knows it, and drops the request when it passes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
