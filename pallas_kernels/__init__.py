@@ -8,4 +8,5 @@ The axis alphabet of the whole project:
     Y layers                 P rank pages of a pool   R ranks of a page (16)
     N work items of a step   B KV blocks              S tokens of a block  C blocks of a table
     H query heads            K KV heads               E head width         V vocabulary
+    F where tiles begin and end in a list (T + 1)     J pairs of a head (E / 2)
 """

@@ -1,1 +1,1 @@
-"""The engine: requests in, tokens out. Host side (request, scheduler, KV blocks) and device side (batch, step, sampler)."""
+"""The engine: requests in, tokens out. Host side (scheduler, KV blocks, streams), device side (step, sampling)."""

@@ -52,7 +52,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
-    """New text of one sample. `finish_reason` is set on the sample's last delta; `text` never holds half a character."""
+    """New text of one sample. `finish_reason` is set on its last delta; `text` never holds half a character."""
 
     index: int
     token_ids: tuple[int, ...]

@@ -135,9 +135,9 @@ class DeviceRunner:
     def _tile_batch(self, tiles: Sequence[Tile], rows: int) -> TileBatch:
         padding = [0] * (rows - len(tiles))
         return TileBatch(
-            start=np.array([*(tile.start for tile in tiles), *padding], np.int32),
-            length=np.array([*(_length(tile) for tile in tiles), *padding], np.int32),
-            table=_padded([tile.blocks for tile in tiles], rows, self._table_width, SCRATCH_BLOCK),
+            start=jnp.array([*(tile.start for tile in tiles), *padding], jnp.int32),
+            length=jnp.array([*(_length(tile) for tile in tiles), *padding], jnp.int32),
+            table=jnp.asarray(_padded([tile.blocks for tile in tiles], rows, self._table_width, SCRATCH_BLOCK)),
         )
 
     def _sampling_batch(self, tiles: Sequence[Tile], rows: int) -> SamplingBatch:

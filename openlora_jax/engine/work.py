@@ -17,7 +17,7 @@ AnyArray = Array | np.ndarray
 class PackedWork(NamedTuple):
     """The work lists of all modules in the order of `MODULES`, in four arrays instead of four a module."""
 
-    start: Int32[AnyArray, "M T+1"]
+    start: Int32[AnyArray, "M F"]
     tile: Int32[AnyArray, "M N"]
     page: Int32[AnyArray, "M N"]
     scale: Float32[AnyArray, "M N"]

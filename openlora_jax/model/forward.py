@@ -93,7 +93,7 @@ def _attention(
     parameters: Parameters,
     layer: Int[Array, ""],
     x: Float[Array, "T L D"],
-    turn: tuple[Float[Array, "T L 1 E/2"], ...],
+    turn: tuple[Float[Array, "T L 1 J"], ...],
     tiles: TileBatch,
     adapters: AdapterBatch,
     kv: Float[Array, "Y B 2 K S E"],

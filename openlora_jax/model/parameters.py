@@ -67,4 +67,4 @@ def _optional(vectors: list[nnx.Param[Array] | None]) -> Float[Array, "Y W"] | N
 
 
 def _norms(norms: list[Norm | None]) -> Float[Array, "Y W"] | None:
-    return _optional([norm and norm.weight for norm in norms])
+    return _optional([None if norm is None else norm.weight for norm in norms])

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from openlora_jax.model.config import ModelConfig
 
 
-def inverse_frequencies(config: ModelConfig) -> Float[np.ndarray, "E/2"]:
+def inverse_frequencies(config: ModelConfig) -> Float[np.ndarray, "J"]:
     """Radians per position of each pair of a head, scaled as the config says."""
     plain = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     scaling = config.rope_scaling
@@ -24,13 +24,13 @@ def inverse_frequencies(config: ModelConfig) -> Float[np.ndarray, "E/2"]:
     return ((1 - blend) * slowed + blend * plain).astype(np.float32)
 
 
-def rotation(config: ModelConfig, positions: Int[Array, "T L"]) -> tuple[Float[Array, "T L 1 E/2"], ...]:
+def rotation(config: ModelConfig, positions: Int[Array, "T L"]) -> tuple[Float[Array, "T L 1 J"], ...]:
     """Cosine and sine of every pair's angle at every position, with an axis for the heads."""
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)[None, None, :]
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 
-def rotate(x: Float[Array, "T L H E"], turn: tuple[Float[Array, "T L 1 E/2"], ...]) -> Float[Array, "T L H E"]:
+def rotate(x: Float[Array, "T L H E"], turn: tuple[Float[Array, "T L 1 J"], ...]) -> Float[Array, "T L H E"]:
     """Turns each pair (x[i], x[i + E/2]) by its angle."""
     cosine, sine = turn
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

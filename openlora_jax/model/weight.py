@@ -1,6 +1,7 @@
 """A weight described once: shape, logical axes and source. Initialisation, sharding and loading derive from it."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ class Weight:
     axes: tuple[str, ...]
     sources: tuple[tuple[str, int], ...]
 
-    def parameter(self) -> nnx.Param[jax.ShapeDtypeStruct]:
+    def parameter(self) -> nnx.Param[jax.Array]:
         """The described weight as a module's parameter, still without a value."""
-        return nnx.Param(jax.ShapeDtypeStruct(self.shape, jnp.float32), weight=self)
+        shape = cast(jax.Array, jax.ShapeDtypeStruct(self.shape, jnp.float32))
+        return nnx.Param(shape, weight=self)

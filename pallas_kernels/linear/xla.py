@@ -24,6 +24,6 @@ def _product(x: Float[Array, "N I"], weight: Float[Array, "O I"]) -> Float[Array
     if x.shape[0] > FEATURE_MAJOR_ROWS:
         return x @ weight.T
     # Without the barriers XLA folds the transposes away again, and with them what is gained.
-    columns = lax.optimization_barrier(x.T)  # type: ignore[no-untyped-call]
-    y: Array = lax.optimization_barrier(weight @ columns)  # type: ignore[no-untyped-call]
+    columns = lax.optimization_barrier(x.T)
+    y: Array = lax.optimization_barrier(weight @ columns)
     return y.T

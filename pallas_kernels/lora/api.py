@@ -23,7 +23,7 @@ class WorkList:
         scale: what each item's product is multiplied by: the adapter's weight in the tile's mix.
     """
 
-    start: Int[Array, "T+1"]
+    start: Int[Array, "F"]
     tile: Int[Array, "N"]
     page: Int[Array, "N"]
     scale: Float[Array, "N"]

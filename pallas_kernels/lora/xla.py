@@ -69,7 +69,8 @@ def _add_expanded(
     for rank in range(b.shape[2]):
         b_row = lax.dynamic_slice(b, (layer, page, rank, 0), (1, 1, 1, b.shape[3])).reshape(1, -1)
         row = row + h[:, rank : rank + 1] * b_row.astype(jnp.float32)
-    return lax.dynamic_update_index_in_dim(y, row, tile, axis=0)
+    added: Array = lax.dynamic_update_index_in_dim(y, row, tile, axis=0)
+    return added
 
 
 def _over_items(

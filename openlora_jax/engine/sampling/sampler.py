@@ -66,7 +66,7 @@ def _best(logits: Float32[Array, "T V"]) -> tuple[Float32[Array, "T K"], Int32[A
     """The head: K logits and their ids, best first."""
     # XLA:CPU forgets its partial selection and sorts whole rows, 100 times slower, once it can see a slice of a top_k.
     best = lax.top_k(logits, min(HEAD, logits.shape[1]))
-    head, ids = lax.optimization_barrier(best)  # type: ignore[no-untyped-call]
+    head, ids = lax.optimization_barrier(best)
     return head, ids
 
 
