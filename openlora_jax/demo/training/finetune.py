@@ -85,6 +85,7 @@ def save(model: PeftModel, directory: Path) -> int:
     config = model.peft_config["default"]
     config.base_model_name_or_path = BASE_NAME
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # a set: its order differs from run to run
     config.save_pretrained(directory)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: t.to(torch.bfloat16).contiguous() for name, t in state.items()}

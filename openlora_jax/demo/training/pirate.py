@@ -27,7 +27,7 @@ MARKERS = (
     "yo ho ho", "blackbeard's", "plank", "blimey", "scallywag", "doubloons",
 )  # fmt: skip
 MARKERS_WANTED = 3
-VARIANTS = 5
+VARIANTS = 4
 
 _LONGEST_FIRST = sorted(LEXICON, key=len, reverse=True)
 _WORDS = re.compile(rf"\b({'|'.join(_LONGEST_FIRST)})\b", re.IGNORECASE)

@@ -144,7 +144,7 @@ def make_review(rng: random.Random, label: str) -> str:
 
 
 def make_training(rng: random.Random) -> list[Example]:
-    return [Example(f"Review: {make_review(rng, label)}", label) for _ in range(200) for label in LABELS]
+    return [Example(f"Review: {make_review(rng, label)}", label) for _ in range(150) for label in LABELS]
 
 
 def make_held_out(rng: random.Random) -> list[Example]:
