@@ -11,12 +11,17 @@ from convert.base.weights import Progress as Callback
 
 @contextmanager
 def progress_bar() -> Iterator[Callback]:
-    """Yields a callback for `convert_base` that draws a bar of each stage on stderr."""
+    """Yields a callback for `convert_base` that draws a bar of each stage on stderr, and nothing before the first."""
     columns = (TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task("", total=None, visible=False)
+    bars = Progress(*columns, console=Console(stderr=True))
+    task = bars.add_task("", total=None)
 
-        def show(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total, visible=True)
+    def show(stage: str, done: int, total: int) -> None:
+        bars.start()
+        bars.update(task, description=stage, completed=done, total=total)
 
+    try:
         yield show
+    finally:
+        if bars.live.is_started:
+            bars.stop()
