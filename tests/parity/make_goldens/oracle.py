@@ -1,0 +1,59 @@
+"""The reference answers: float32 log-probabilities by transformers and peft, weights summed for a mix."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.parity.goldens import Row, Scores
+
+
+def load_base(directory: Path, *, untie: bool = False, **config: Any) -> PreTrainedModel:
+    """The model in float32; with `untie` the head gets its own copy of the embedding. `config` overrides the file."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager", **config)
+    if untie and model.config.tie_word_embeddings:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    return model.eval()
+
+
+def load_adapter(base: Path, adapter: Path) -> torch.nn.Module:
+    """A fresh base model with the adapter as peft loads it."""
+    return PeftModel.from_pretrained(load_base(base), str(adapter)).eval()
+
+
+def load_mix(base: Path, adapters: Mapping[Path, float]) -> PreTrainedModel:
+    """The base model with the weighted sum of the adapters' deltas added to its weights."""
+    mixed = load_base(base, untie=True)
+    for adapter, weight in adapters.items():
+        for name, module in lora_layers(load_adapter(base, adapter)).items():
+            target = mixed.get_submodule(name)
+            target.weight.data += weight * module.get_delta_weight("default")
+    return mixed
+
+
+def lora_layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
+    """The adapted modules by their name in the base model."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def score(model: torch.nn.Module, rows: Sequence[Row]) -> Scores:
+    """The log-probability of each completion token given what precedes it, each row alone."""
+    with torch.no_grad():
+        return [_score_row(model, row) for row in rows]
+
+
+def _score_row(model: torch.nn.Module, row: Row) -> list[float]:
+    ids = torch.tensor([row.prompt_ids + row.completion_ids])
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(row.prompt_ids) - 1 : -1]
+    chosen = torch.tensor(row.completion_ids)[:, None]
+    scores: list[float] = torch.log_softmax(logits.double(), dim=-1).gather(1, chosen)[:, 0].tolist()
+    return scores
