@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from openlora_jax import __version__
-from openlora_jax.cli import adapters, convert, doctor, generate, score, serve
+from openlora_jax.cli import adapters, bench, convert, demo, doctor, generate, score, serve
 from openlora_jax.errors import OpenLoraError
 
 app = typer.Typer(
@@ -22,8 +22,10 @@ app = typer.Typer(
 )
 app.add_typer(convert.app, name="convert")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(bench.app, name="bench")
 for command in (generate.generate, score.score, serve.serve, doctor.doctor):
     app.command()(command)
+app.command(hidden=True)(demo.demo)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,77 @@
+"""`openlora demo`: a server, one batch that mixes the demo's adapters, its answers. `make demo` prepares and calls it."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from openlora_jax.errors import EngineStopped
+
+if TYPE_CHECKING:
+    from openlora_jax.demo.display import Answer
+    from serving.client import Client
+
+ANNOUNCEMENT = "serving on "
+NEXT = """
+The same server, kept running on 127.0.0.1:50051:   make serve
+Ask it from another shell:                           {openlora} generate --server 127.0.0.1:50051 --chat \\
+                                                         --adapter pirate --prompt "Where is the harbour?"
+Its adapters:                                        {openlora} adapters list --store {store}
+"""
+
+
+def demo(
+    base: Annotated[str, typer.Option(help="SmolLM2-135M-Instruct, converted.", show_default=False)],
+    store: Annotated[str, typer.Option(help="A store with the demo's adapters.", show_default=False)],
+) -> None:
+    """Serves the demo's adapters, sends one batch that mixes them, shows the answers and stops."""
+    from openlora_jax.demo.display import Answer, shown
+    from openlora_jax.demo.prompts import PROMPTS
+    from serving.client import Client
+
+    console = Console(highlight=False)
+    console.print("Starting the server; it compiles its programs first, which takes up to a minute the first time.")
+    answers = [Answer(prompt) for prompt in PROMPTS]
+    with _server(base, store) as address, Client(address) as client:
+        console.print(f"Serving on {address}. One batch: the base model, four adapters, and a mix of two of them.")
+        began = time.perf_counter()
+        with shown(answers, console):
+            _ask_all(client, answers)
+        seconds = time.perf_counter() - began
+    console.print(f"\n{sum(answer.tokens for answer in answers)} tokens in {seconds:.1f} s; the server has stopped.")
+    console.print(NEXT.format(openlora=sys.argv[0], store=store), soft_wrap=True)
+
+
+@contextmanager
+def _server(base: str, store: str) -> Iterator[str]:
+    """A server on a free port of loopback while the block runs; its address."""
+    serve = [sys.executable, "-m", "openlora_jax", "serve", "--config", "cpu", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen([*serve, "--base", base, "--store", store], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line.startswith(ANNOUNCEMENT):
+                raise EngineStopped("the server did not start; its message stands above")
+            yield line.removeprefix(ANNOUNCEMENT).strip()
+        finally:
+            process.terminate()
+
+
+def _ask_all(client: "Client", answers: Sequence["Answer"]) -> None:
+    """All at once, each streamed into its answer."""
+    from openlora_jax import SamplingParams
+
+    def ask(answer: "Answer") -> None:
+        prompt = answer.prompt
+        params = SamplingParams(max_tokens=prompt.max_tokens)
+        for event in client.generate_stream(prompt.messages, params, adapter=prompt.adapters or None):
+            answer.text += event.delta.text
+            answer.tokens += len(event.delta.token_ids)
+
+    with ThreadPoolExecutor(len(answers)) as threads:
+        list(threads.map(ask, answers))
