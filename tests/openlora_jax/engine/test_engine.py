@@ -205,6 +205,30 @@ def test_a_chunk_and_a_step_keep_to_the_work_list() -> None:
     assert {len(plan.tiles) for plan in bench.runner.plans} == {1, 2, 3}
 
 
+def test_a_deterministic_engine_never_recomputes() -> None:
+    bench = Bench(small_config(kv_blocks=18, deterministic=True))
+    streams = {name: bench.submit(request) for name, request in REQUESTS.items()}
+    bench.settle()
+    for name, stream in streams.items():
+        check(REQUESTS[name], collect(stream))
+    assert bench.engine.stats.preemptions == 0
+
+
+def test_a_text_to_score_is_never_recomputed() -> None:
+    bench = Bench(small_config(prefill_chunk=16, chunk_buckets=(16,), max_model_len=512, kv_blocks=23))
+    sample = generate([1], max_tokens=60)
+    stream = bench.submit(sample)
+    until(lambda: bench.engine.stats.steps == 14, bench)
+    text = ScoreRequest(prompt_ids=(3,) * 300, completion_ids=(4,) * 21)
+    scored = bench.submit(text)
+    bench.settle()
+    check(sample, collect(stream))
+    last = collect(scored).last
+    assert isinstance(last, Scored)
+    assert list(zip(last.logprobs, last.greedy, strict=True)) == expected_scores(text)
+    assert bench.engine.stats.preemptions == 1
+
+
 def test_a_start_leaves_room_to_grow() -> None:
     bench = Bench(small_config(kv_blocks=4))
     requests = [generate(range(1, 16), max_tokens=8), generate(range(1, 32))]
