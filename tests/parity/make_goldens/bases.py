@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -40,6 +40,7 @@ def _tokenizer() -> Tokenizer:
     """A word for each token, its id: a base directory has a tokenizer, though nothing here reads text."""
     tokenizer = Tokenizer(WordLevel({str(token): token for token in range(VOCABULARY)}, unk_token="0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
