@@ -1,7 +1,6 @@
 """A model's weights in the form that a step takes: flat leaves, matrices one array a layer, vectors stacked."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Float
 
 from openlora_jax.model.transformer import Linear, Norm, Transformer
 
-LayerMatrices = tuple[Float[Array, "O I"], ...]
+LayerMatrices = tuple[Float[Array, "_ _"], ...]
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +32,7 @@ class Parameters:
     head: Float[Array, "V D"]
 
     @classmethod
-    def of(cls, model: Transformer) -> Self:
+    def of(cls, model: Transformer) -> "Parameters":
         """The leaves of a model whose weights have values. A tied head is the embedding, not a copy."""
         layers = list(model.layers)
         embed = model.embed.weight[...]

@@ -1,11 +1,12 @@
 """What every implementation of the op promises."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jax import Array
 from jaxtyping import Float, Int
 
 
+@runtime_checkable
 class KvWrite(Protocol):
     """kv[layer, table[t, p // S], :, :, p % S] = (k[t, l], v[t, l]) for p = start[t] + l.
 

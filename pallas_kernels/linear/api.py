@@ -1,11 +1,12 @@
 """What every implementation of the op promises."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jax import Array
 from jaxtyping import Float, Int
 
 
+@runtime_checkable
 class Linear(Protocol):
     """y = x W_layer^T, in the dtype of x.
 

@@ -1,7 +1,7 @@
 """The work list, and what every implementation of the op promises."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from jax import Array
@@ -29,6 +29,7 @@ class WorkList:
     scale: Float[Array, "N"]
 
 
+@runtime_checkable
 class Lora(Protocol):
     """y[t] += sum over items n of tile t, in list order: scale[n] (x[t] A[layer, page[n]]^T) B[layer, page[n]].
 
@@ -46,6 +47,7 @@ class Lora(Protocol):
     ) -> Float[Array, "T L O"]: ...
 
 
+@runtime_checkable
 class EmbeddingLora(Protocol):
     """The same for an embedding: x[t] is one-hot, given as token ids; A's columns are looked up."""
 

@@ -1,11 +1,12 @@
 """What every implementation of the op promises."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jax import Array
 from jaxtyping import Float, Int
 
 
+@runtime_checkable
 class PagedAttention(Protocol):
     """o[t, l] = softmax(q[t, l] K^T / sqrt(E)) V over the positions 0..start[t] + l of tile t's sequence.
 
