@@ -1,11 +1,11 @@
 """The library in one object: the base model, the adapters and the engine, put together from their parts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 
@@ -51,7 +51,7 @@ class LLM:
         model: the base model's architecture.
         base_digest: of the base checkpoint.
         backend: which implementation of the ops runs.
-        tokenizer, store, adapters, engine: the parts.
+        tokenizer, store, runner, adapters, engine: the parts.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class LLM:
         self.backend = ops.backend
         capacities = pool_capacities(self.config)
         pool = AdapterPool.create(self.model, capacities, jnp.dtype(self.config.dtype))
-        runner = DeviceRunner(self.config, self.model, ops, _parameters(base, self.model, self.config.dtype), pool)
+        self.runner = runner = DeviceRunner(self.config, self.model, ops, _parameters(base, self.model, self.config.dtype), pool)
         runner.compile(progress)
         self.adapters = AdapterCache(
             self.store,
@@ -112,7 +112,7 @@ class LLM:
         )
         self.engine.start()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LLM":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -193,7 +193,7 @@ class LLM:
         for item in request.mix:
             self.store.resolve(item.adapter)
 
-    def run(self, requests: Sequence[GenerateRequest | ScoreRequest]) -> Iterator[Generation | Scored]:
+    def run(self, requests: Sequence[GenerateRequest | ScoreRequest]) -> Generator[Generation | Scored, None, None]:
         """The results in the order of the requests, as they come; twice a batch are in the engine at any time.
 
         Closing the iterator cancels what is left. Raises, in its turn, what ended a request.

@@ -28,7 +28,12 @@ SCRATCH_BLOCK = 0
 
 
 class DeviceRunner:
-    """One model, its caches and its programs on one device. Used by one thread; calls take effect in call order."""
+    """One model, its caches and its programs on one device. Used by one thread; calls take effect in call order.
+
+    Attributes:
+        parameters: the model's weights.
+        pool: the adapters' rank pages.
+    """
 
     def __init__(
         self, engine: EngineConfig, model: ModelConfig, ops: Ops, parameters: Parameters, pool: AdapterPool
@@ -37,7 +42,7 @@ class DeviceRunner:
         self.pool = pool
         self._engine = engine
         self._model = model
-        self._parameters = parameters
+        self.parameters = parameters
         self._max_forbidden = MAX_STOPS + len(model.eos_token_ids)
         self._table_width = -(-engine.max_model_len // engine.kv_block)
         kv_shape = (model.num_layers, engine.kv_blocks, 2, model.num_kv_heads, engine.kv_block, model.head_dim)
@@ -117,18 +122,18 @@ class DeviceRunner:
         if plan.kind == "score":
             tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, TILE)
             targets = _padded([tile.targets or () for tile in plan.tiles], rows, TILE)
-            self._kv, scores = self._score(self._parameters, self._kv, tokens, targets, tiles, self.pool.arrays, work)
+            self._kv, scores = self._score(self.parameters, self._kv, tokens, targets, tiles, self.pool.arrays, work)
             return ScoredStep(plan.tiles, scores)
         sampling = self._sampling_batch(plan.tiles, rows)
         if plan.kind == "decode":
             self._state, self._kv, sampled = self._decode(
-                self._parameters, self._state, self._kv, tiles, sampling, self.pool.arrays, work
+                self.parameters, self._state, self._kv, tiles, sampling, self.pool.arrays, work
             )
         else:
             tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, TILE)
             samples = np.bool_(any(tile.sampling for tile in plan.tiles))
             self._state, self._kv, sampled = self._prefill(
-                self._parameters, self._state, self._kv, tokens, tiles, samples, sampling, self.pool.arrays, work
+                self.parameters, self._state, self._kv, tokens, tiles, samples, sampling, self.pool.arrays, work
             )
         return SampledStep(plan.tiles, sampled)
 

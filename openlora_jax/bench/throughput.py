@@ -1,0 +1,204 @@
+"""`bench throughput`: one batch base-only, with one adapter, with several; decode steps over their floor."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from openlora_jax.adapters.modules import MODULES, PAGE_RANK
+from openlora_jax.adapters.pages import AdapterPages
+from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.adapters.synthetic import install_synthetic
+from openlora_jax.bench.floor import Floor
+from openlora_jax.bench.samples import Samples
+from openlora_jax.config import EngineConfig
+from openlora_jax.engine.plan import StepPlan, Tile
+from openlora_jax.engine.row_sampling import RowSampling
+from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.llm import LLM
+from openlora_jax.model.checkpoint import BaseManifest
+
+LINEAR_MODULES = tuple(module for module in MODULES if module not in ("embed_tokens", "lm_head"))
+"""What the synthetic adapters target: all seven of them, the dearest case."""
+
+STEPS = 8
+"""Decode steps timed in a row; their median is one sample."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """What every arm runs.
+
+    Attributes:
+        requests: in one batch.
+        prompt: tokens of each prompt, random.
+        new: tokens generated for each, greedily.
+        adapters: numbers of distinct adapters, an arm each; 0 is the base model alone.
+        ranks: of the adapters, an arm each.
+        rounds: each runs every arm once.
+    """
+
+    requests: int = 16
+    prompt: int = 64
+    new: int = 64
+    adapters: tuple[int, ...] = (0, 1, 16)
+    ranks: tuple[int, ...] = (16,)
+    rounds: int = 7
+
+
+@runtime_checkable
+class Peer(Protocol):
+    """Another implementation of the same workload."""
+
+    name: str
+
+    def generate(self, prompts: Sequence[Sequence[int]], new: int, adapters: int) -> None:
+        """Continues every prompt by `new` tokens with that many distinct adapters; 0 is the base model alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One cell of the grid; the base model has no rank."""
+
+    adapters: int
+    rank: int
+
+    @property
+    def name(self) -> str:
+        if not self.adapters:
+            return "base only"
+        return f"{self.adapters} adapter{'s' * (self.adapters > 1)}, rank {self.rank}"
+
+    def assign(self, requests: int) -> list[str | None]:
+        """The adapter of each request: as evenly as it goes."""
+        if not self.adapters:
+            return [None] * requests
+        return [adapter_name(self.rank, index % self.adapters) for index in range(requests)]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Tokens per second and milliseconds per decode step, by arm; the floor's and the peer's beside them."""
+
+    throughput: dict[str, Samples]
+    step: dict[str, Samples]
+    floor: Samples
+    peer: dict[str, Samples]
+
+
+def adapter_name(rank: int, index: int) -> str:
+    return f"r{rank}-{index}"
+
+
+def arms(workload: Workload) -> list[Arm]:
+    """The grid: the base model once, every number of adapters with every rank."""
+    base = [Arm(0, 0)] * (0 in workload.adapters)
+    return base + [Arm(count, rank) for rank in workload.ranks for count in workload.adapters if count]
+
+
+def install_adapters(store: Path, base: Path, workload: Workload) -> None:
+    """Puts the grid's adapters into a store."""
+    manifest = BaseManifest.read(base)
+    for rank in workload.ranks:
+        seeds = {adapter_name(rank, index): rank * 1000 + index for index in range(max(workload.adapters))}
+        if seeds:
+            install_synthetic(
+                AdapterStore(store), manifest.config, manifest.digest, seeds, modules=LINEAR_MODULES, rank=rank
+            )
+
+
+def settings(workload: Workload) -> EngineConfig:
+    """An engine that holds the whole workload at once: nothing waits, nothing is evicted."""
+    length = workload.prompt + workload.new
+    blocks = -(-length // EngineConfig().kv_block)
+    pages = sum(max(workload.adapters) * -(-rank // PAGE_RANK) for rank in workload.ranks)
+    return EngineConfig(
+        max_rows=workload.requests,
+        row_buckets=(workload.requests,),
+        max_model_len=length,
+        kv_blocks=1 + workload.requests * (blocks + 1),
+        pool_pages=1 + pages,
+        wide_pool_pages=1,
+    )
+
+
+def measure(llm: LLM, workload: Workload, peer: Peer | None, progress: Progress) -> Results:
+    """Runs every arm, the floor and the peer once a round, in turn, after one round that is not counted."""
+    generator = np.random.default_rng(0)
+    prompts = generator.integers(0, llm.model.vocab_size, (workload.requests, workload.prompt)).tolist()
+    grid = arms(workload)
+    results = Results(
+        throughput={arm.name: Samples(arm.name, "tok/s") for arm in grid},
+        step={arm.name: Samples(arm.name, "ms") for arm in grid},
+        floor=Samples("floor", "ms"),
+        peer={arm.name: Samples(arm.name, "tok/s") for arm in grid} if peer else {},
+    )
+    floor = Floor(llm.model, llm.runner.parameters, workload.requests)
+    tokens = workload.requests * workload.new
+    for round_number in range(-1, workload.rounds):
+        progress("warm-up" if round_number < 0 else f"round {round_number + 1}", round_number + 1, workload.rounds + 1)
+        floor_ms = _median_ms(floor.run)
+        taken = [_round(llm, arm, prompts, workload, peer) for arm in grid]
+        if round_number < 0:
+            continue
+        results.floor.values.append(floor_ms)
+        for arm, (seconds, step_ms, peer_seconds) in zip(grid, taken, strict=True):
+            results.throughput[arm.name].values.append(tokens / seconds)
+            results.step[arm.name].values.append(step_ms)
+            if peer:
+                results.peer[arm.name].values.append(tokens / peer_seconds)
+    progress("done", workload.rounds + 1, workload.rounds + 1)
+    return results
+
+
+def _round(
+    llm: LLM, arm: Arm, prompts: list[list[int]], workload: Workload, peer: Peer | None
+) -> tuple[float, float, float]:
+    """Seconds of the batch, milliseconds of a decode step in the middle of it, seconds of the peer's batch."""
+    params = SamplingParams(max_tokens=workload.new, ignore_eos=True)
+    names = arm.assign(workload.requests)
+    seconds = _seconds(lambda: llm.generate(prompts, params, names))
+    peer_seconds = _seconds(lambda: peer.generate(prompts, workload.new, arm.adapters)) if peer else 0.0
+    return seconds, _decode_step_ms(llm, names, workload), peer_seconds
+
+
+def _decode_step_ms(llm: LLM, names: Sequence[str | None], workload: Workload) -> float:
+    """A decode step of the idle engine's runner, half the new tokens in; the adapters are resident from the batch."""
+    digests = [None if name is None else llm.store.resolve(name) for name in names]
+    leases = {digest: llm.adapters.acquire(digest, digest) for digest in digests if digest}
+    try:
+        llm.adapters.place(*leases.values())
+        pages = [() if digest is None else ((leases[digest].pages, 1.0),) for digest in digests]
+        plan = _decode_plan(llm.config, pages, workload.prompt + workload.new // 2)
+        return _median_ms(lambda: llm.runner.run(plan).read())
+    finally:
+        for lease in leases.values():
+            lease.release()
+
+
+def _decode_plan(
+    config: EngineConfig, pages: Sequence[tuple[tuple[AdapterPages, float], ...]], position: int
+) -> StepPlan:
+    width = position // config.kv_block + 1
+    return StepPlan(
+        "decode",
+        tuple(
+            Tile(row, position, None, range(1 + row * width, 1 + (row + 1) * width), mix, RowSampling())
+            for row, mix in enumerate(pages)
+        ),
+    )
+
+
+def _median_ms(run: Callable[[], object]) -> float:
+    return 1000 * float(np.median([_seconds(run) for _ in range(STEPS)]))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

@@ -1,0 +1,84 @@
+"""`openlora bench`: measurements, each beside its floor or its peer."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+if TYPE_CHECKING:
+    from openlora_jax.bench.throughput import Peer
+
+app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure this machine."""
+
+
+@app.command()
+def throughput(
+    base: Annotated[Path, typer.Option(help="A converted base model.")],
+    requests: Annotated[int, typer.Option(min=1, help="Requests of one batch.")] = 16,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 64,
+    new: Annotated[int, typer.Option(min=2, help="Tokens generated for each.")] = 64,
+    adapters: Annotated[str, typer.Option(help="Numbers of distinct adapters; 0 is the base model alone.")] = "0,1,16",
+    ranks: Annotated[str, typer.Option(help="Ranks of the adapters.")] = "16",
+    rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; every arm runs once in each.")] = 7,
+    peer: Annotated[str | None, typer.Option(help="`peft` compares with its adapter_names batch.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write setup and samples here.")] = None,
+) -> None:
+    """Tokens per second base-only, with one adapter, and with several; a decode step over its matrix products."""
+    from openlora_jax.bench import report
+    from openlora_jax.bench.throughput import Workload, install_adapters, measure, settings
+    from openlora_jax.llm import LLM
+
+    workload = Workload(
+        requests=requests,
+        prompt=prompt,
+        new=new,
+        adapters=_numbers("--adapters", adapters, least=0),
+        ranks=_numbers("--ranks", ranks, least=1),
+        rounds=rounds,
+    )
+    console = Console()
+    with tempfile.TemporaryDirectory() as store, Progress(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("adapters")
+
+        def show(stage: str, done: int, total: int) -> None:
+            bars.update(bar, description=stage, completed=done, total=total)
+
+        other = _peer(peer, base, workload.adapters, workload.ranks)
+        install_adapters(Path(store), base, workload)
+        with LLM(base, store, config=settings(workload), progress=show) as llm:
+            results = measure(llm, workload, other, show)
+            setup = report.setup(llm, workload, other.name if other else None)
+    machine, versions = setup["machine"], setup["versions"]
+    console.print(f"{machine['cpu']}, {machine['cores']} cores; jax {versions['jax']}, python {versions['python']}")
+    console.print(report.table(results, workload, setup["peer"]))
+    if json_file:
+        json_file.write_text(json.dumps({"setup": setup, "results": report.as_json(results)}, indent=2) + "\n")
+
+
+def _peer(name: str | None, base: Path, adapters: tuple[int, ...], ranks: tuple[int, ...]) -> "Peer | None":
+    if name is None:
+        return None
+    if name != "peft" or len(ranks) != 1:
+        raise typer.BadParameter("`peft` is the one peer, and takes one rank", param_hint="--peer")
+    from openlora_jax.bench.peft_peer import PeftPeer
+
+    return PeftPeer(base, max(1, *adapters), ranks[0])
+
+
+def _numbers(option: str, text: str, least: int) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < least:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers from {least}, like 1,16", param_hint=option)
+    return numbers
