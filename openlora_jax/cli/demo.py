@@ -1,4 +1,4 @@
-"""`openlora demo`: a server, one batch that mixes the demo's adapters, its answers. `make demo` prepares and calls it."""
+"""`openlora demo`: a server, one batch that mixes the demo's adapters, its answers. `make demo` calls it."""
 
 import subprocess
 import sys
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 ANNOUNCEMENT = "serving on "
 NEXT = """
-The same server, kept running on 127.0.0.1:50051:   make serve
-Ask it from another shell:                           {openlora} generate --server 127.0.0.1:50051 --chat \\
-                                                         --adapter pirate --prompt "Where is the harbour?"
-Its adapters:                                        {openlora} adapters list --store {store}
+Keep a server on 127.0.0.1:50051:    make serve
+Ask it, in another shell:            {openlora} generate --server 127.0.0.1:50051 --chat --adapter pirate --prompt "Hi"
+See its adapters:                    {openlora} adapters list --store {store}
+Your own model and adapters:         README.md
 """
 
 
@@ -36,10 +36,10 @@ def demo(
     from serving.client import Client
 
     console = Console(highlight=False)
-    console.print("Starting the server; it compiles its programs first, which takes up to a minute the first time.")
+    console.print("Starting the server. The first time it compiles its programs, for about a minute.")
     answers = [Answer(prompt) for prompt in PROMPTS]
     with _server(base, store) as address, Client(address) as client:
-        console.print(f"Serving on {address}. One batch: the base model, four adapters, and a mix of two of them.")
+        console.print(f"Serving on {address}. One batch for the base model, four adapters and a mix of two:")
         began = time.perf_counter()
         with shown(answers, console):
             _ask_all(client, answers)
@@ -51,8 +51,9 @@ def demo(
 @contextmanager
 def _server(base: str, store: str) -> Iterator[str]:
     """A server on a free port of loopback while the block runs; its address."""
-    serve = [sys.executable, "-m", "openlora_jax", "serve", "--config", "cpu", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen([*serve, "--base", base, "--store", store], stdout=subprocess.PIPE, text=True) as process:
+    serve = [sys.executable, "-m", "openlora_jax", "serve", "--config", "cpu", "--quiet"]
+    where = ["--base", base, "--store", store, "--listen", "127.0.0.1:0"]
+    with subprocess.Popen([*serve, *where], stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line.startswith(ANNOUNCEMENT):

@@ -22,6 +22,7 @@ def serve(
     base: Annotated[str | None, typer.Option(help="Converted base model.", show_default="from the config")] = None,
     store: Annotated[str | None, typer.Option(help="Adapter store.", show_default="from the config")] = None,
     listen: Annotated[str | None, typer.Option(help="Loopback HOST:PORT.", show_default="from the config")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings alone, not every call.")] = False,
 ) -> None:
     """Serve a base model and its adapters over gRPC, on loopback, until SIGTERM."""
     from serving.config import ServerConfig
@@ -33,7 +34,7 @@ def serve(
     engine = settings.model_dump(exclude_unset=True, include=set(EngineConfig.model_fields))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for package in ("openlora_jax", "serving"):
-        logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(logging.WARNING if quiet else logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while programs compile; the server drains at it
     asyncio.run(
         run(
