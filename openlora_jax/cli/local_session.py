@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import jax
 
@@ -19,7 +19,7 @@ def load(base: str, store: str | None, config: EngineConfig) -> LLM:
     """Loads a base model and compiles its programs behind a progress bar; the next start finds them in a cache."""
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "openlora-jax"))  # type: ignore[no-untyped-call]
+        jax.config.update("jax_compilation_cache_dir", str(cache / "openlora-jax"))
     with progress_bar() as bar:
         task = bar.add_task("loading", total=None)
 
@@ -35,7 +35,7 @@ class LocalSession:
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LocalSession":
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from openlora_jax.cli.rows import Line
 from openlora_jax.engine.request import FinishReason, Scored, Timings, TokenLogprobs
@@ -27,7 +27,7 @@ class ServerSession:
 
         self._client = Client(server)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ServerSession":
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -1,0 +1,129 @@
+"""The whole library on a tiny random model: real parts, from the directory on disk to the answer."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openlora_jax import LLM, SamplingParams
+from openlora_jax.engine.request import GenerateRequest
+from openlora_jax.errors import InvalidConfig, InvalidRequest, OpenLoraError, UnknownAdapter
+from openlora_jax.inputs import Adapter, Prompt
+from tests.openlora_jax.tiny import DIGEST, MODEL, SETTINGS
+
+PROMPTS: list[Prompt] = ["hello", [5, 6, 7], [{"role": "user", "content": "hi"}], "the sea is", "a", [9] * 40]
+ADAPTERS: list[Adapter] = ["one", None, {"one": 0.5, "two": -0.5}, "two", {"two": 1.0}, {"one": 2.0}]
+GREEDY = SamplingParams(max_tokens=8, ignore_eos=True, logprobs=3)
+
+
+def test_a_mixed_batch_answers_as_each_row_alone(tiny_llm: LLM) -> None:
+    completions = ["hell"] * len(PROMPTS)
+    together = tiny_llm.score(PROMPTS, completions, ADAPTERS)
+    for prompt, adapter, scored in zip(PROMPTS, ADAPTERS, together, strict=True):
+        [alone] = tiny_llm.score([prompt], ["hell"], adapter)
+        np.testing.assert_allclose(scored.logprobs, alone.logprobs, atol=1e-4)
+        assert scored.adapter_digests == alone.adapter_digests
+        [base] = tiny_llm.score([prompt], ["hell"])
+        moved = np.abs(np.subtract(scored.logprobs, base.logprobs)).max()
+        assert moved == 0 if adapter is None else moved > 0.1
+
+
+def test_what_was_generated_scores_the_same(tiny_llm: LLM) -> None:
+    answers = tiny_llm.generate(PROMPTS, GREEDY, ADAPTERS)
+    ids = [answer.outputs[0].token_ids for answer in answers]
+    for answer, scored in zip(answers, tiny_llm.score(PROMPTS, ids, ADAPTERS), strict=True):
+        [sample] = answer.outputs
+        assert sample.finish_reason == "length"
+        assert (len(sample.token_ids), answer.completion_tokens) == (8, 8)
+        assert sample.text == tiny_llm.tokenizer.decode(sample.token_ids)
+        np.testing.assert_allclose([token.logprob for token in sample.logprobs], scored.logprobs, atol=1e-4)
+        assert all(next(iter(token.top)) == token.token_id for token in sample.logprobs)
+        assert all(scored.greedy)
+
+
+def test_a_seed_reproduces_in_any_company(tiny_llm: LLM) -> None:
+    params = SamplingParams(temperature=1.5, max_tokens=8, n=2, ignore_eos=True)
+    [first] = tiny_llm.generate("hello", params, "one")
+    again = params.model_copy(update={"seed": first.seed})
+    others = SamplingParams(temperature=2.0, max_tokens=12)
+    answers = tiny_llm.generate(["a", "hello", "b"], [others, again, others], ["two", "one", None])
+    assert [sample.token_ids for sample in answers[1].outputs] == [sample.token_ids for sample in first.outputs]
+    assert first.outputs[0].token_ids != first.outputs[1].token_ids
+
+
+def test_digests_name_what_answered(tiny_llm: LLM) -> None:
+    answers = tiny_llm.generate(["a"] * 3, GREEDY, [None, "two", {"two": 0.5, "one": 0.5}])
+    one, two = (tiny_llm.store.resolve(name) for name in ("one", "two"))
+    assert [answer.adapter_digests for answer in answers] == [(), (two,), (two, one)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"prompts": ["a", "b"], "adapters": ["one"]}, InvalidRequest, "adapters: has 1 entries for 2 prompts"),
+        ({"prompts": ["a"], "params": [GREEDY, GREEDY]}, InvalidRequest, "params: has 2 entries for 1 prompts"),
+        ({"prompts": ["a", "b"], "adapters": ["one", "none"]}, UnknownAdapter, "'none'"),
+        ({"prompts": ["a", [300]]}, InvalidRequest, "outside the vocabulary"),
+        ({"prompts": ["a", []]}, InvalidRequest, "empty"),
+        ({"prompts": ["a", [1] * 128]}, InvalidRequest, "leave no room"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(
+    tiny_llm: LLM, arguments: dict[str, Any], error: type[OpenLoraError], message: str
+) -> None:
+    steps = tiny_llm.engine.stats.steps
+    with pytest.raises(error, match=message):
+        tiny_llm.generate(**arguments)
+    assert tiny_llm.engine.stats.steps == steps
+
+
+def test_completions_are_one_each(tiny_llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="completions: has 1 entries for 2 prompts"):
+        tiny_llm.score(["a", "b"], ["c"])
+
+
+def test_more_requests_than_rows_and_closing_early(tiny_llm: LLM) -> None:
+    params = SamplingParams(max_tokens=100, ignore_eos=True)
+    results = tiny_llm.run([GenerateRequest(prompt_ids=(3, 4), params=params) for _ in range(40)])
+    next(results)
+    results.close()
+    deadline = time.monotonic() + 10
+    while tiny_llm.engine.stats.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stats = tiny_llm.engine.stats
+    assert (stats.running, stats.waiting, stats.free_kv_blocks) == (0, 0, stats.kv_blocks)
+
+
+def test_facts(tiny_llm: LLM) -> None:
+    assert (tiny_llm.model, tiny_llm.base_digest, tiny_llm.backend) == (MODEL, DIGEST, "cpu")
+    assert tiny_llm.config.max_model_len == MODEL.max_position, "no more than the model has"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_model_len": 129}, "128 positions"),
+        ({"backend": "cuda"}, "backend 'cuda'"),
+        ({"max_rowz": 3}, "max_rowz"),
+    ],
+)
+def test_settings_that_cannot_work(tiny_base: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        LLM(tiny_base, **settings)
+
+
+def test_a_config_stands_alone(tiny_base: Path, tiny_llm: LLM) -> None:
+    with pytest.raises(InvalidConfig, match="max_rows: is given beside"):
+        LLM(tiny_base, config=tiny_llm.config, max_rows=3)
+
+
+@pytest.mark.slow
+def test_without_a_store_only_the_base_answers(tiny_base: Path) -> None:
+    with LLM(tiny_base, **SETTINGS) as llm:
+        assert llm.generate("a", GREEDY)[0].adapter_digests == ()
+        with pytest.raises(InvalidConfig, match="no adapter 'one'"):
+            llm.generate("a", GREEDY, "one")
+    with pytest.raises(OpenLoraError, match="stopped"):
+        llm.generate("a", GREEDY)
