@@ -207,10 +207,11 @@ def test_a_chunk_and_a_step_keep_to_the_work_list() -> None:
 
 def test_a_deterministic_engine_never_recomputes() -> None:
     bench = Bench(small_config(kv_blocks=18, deterministic=True))
-    streams = {name: bench.submit(request) for name, request in REQUESTS.items()}
+    requests = [generate([5, number], max_tokens=90) for number in range(4)]
+    streams = [bench.submit(request) for request in requests]
     bench.settle()
-    for name, stream in streams.items():
-        check(REQUESTS[name], collect(stream))
+    for request, stream in zip(requests, streams, strict=True):
+        check(request, collect(stream))
     assert bench.engine.stats.preemptions == 0
 
 
@@ -219,7 +220,7 @@ def test_a_text_to_score_is_never_recomputed() -> None:
     sample = generate([1], max_tokens=60)
     stream = bench.submit(sample)
     until(lambda: bench.engine.stats.steps == 14, bench)
-    text = ScoreRequest(prompt_ids=(3,) * 300, completion_ids=(4,) * 21)
+    text = ScoreRequest(prompt_ids=(3,) * 20, completion_ids=(4,) * 301)
     scored = bench.submit(text)
     bench.settle()
     check(sample, collect(stream))
