@@ -3,18 +3,13 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from openlora_jax.cli.loading import load
 from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
-
-if TYPE_CHECKING:
-    from openlora_jax.llm import LLM
 
 
 def serve(
@@ -38,7 +33,7 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while programs compile; the server drains at it
     asyncio.run(
         run(
-            lambda: _build(*found, engine),
+            lambda: load(*found, **engine),
             settings.listen,
             grace=settings.grace,
             announce=lambda address: typer.echo(f"serving on {address}"),
@@ -50,17 +45,3 @@ def _given(name: str, value: str | None) -> str:
     if value is None:
         raise InvalidConfig(name, f"is not set; give --{name}, or `{name}:` in the file")
     return value
-
-
-def _build(base: str, store: str, settings: Mapping[str, Any]) -> "LLM":
-    """Loads the model and compiles its programs behind a progress bar."""
-    from openlora_jax.llm import LLM
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("loading", total=None)
-
-        def report(step: str, done: int, total: int) -> None:
-            bars.update(task, description=step, completed=done, total=total)
-
-        return LLM(base, store, progress=report, **settings)

@@ -4,7 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from openlora_jax.cli import loading
+from openlora_jax.cli.local_session import LocalSession
 from openlora_jax.cli.rows import Line
+from openlora_jax.cli.server_session import ServerSession
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.request import Scored
 from openlora_jax.errors import InvalidRequest
@@ -35,9 +38,5 @@ def open_session(
     if (base is None) == (server is None):
         raise InvalidRequest("--base", "give --base for an engine here, or --server for one that runs elsewhere")
     if base is None:
-        from openlora_jax.cli.server_session import ServerSession
-
         return ServerSession(str(server))
-    from openlora_jax.cli.local_session import LocalSession, load
-
-    return LocalSession(load(base, store, EngineConfig.load(config) if config else EngineConfig()))
+    return LocalSession(loading.load(base, store, config=EngineConfig.load(config) if config else EngineConfig()))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openlora_jax import LLM, SamplingParams
-from openlora_jax.cli import local_session
+from openlora_jax.cli import loading
 from serving.server import Server
 from tests.openlora_jax.cli.conftest import Ended, RunCli
 from tests.serving.fakes import FakeLLM
@@ -18,7 +18,7 @@ from tests.serving.fakes import FakeLLM
 @pytest.fixture
 def local(tiny_llm: LLM, openlora: RunCli, monkeypatch: pytest.MonkeyPatch) -> RunCli:
     """Commands with `--base` have the tiny model, already loaded."""
-    monkeypatch.setattr(local_session, "load", lambda *_: tiny_llm)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: tiny_llm)
     monkeypatch.setattr(tiny_llm, "close", lambda: None)
     return openlora
 

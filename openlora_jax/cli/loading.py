@@ -1,0 +1,31 @@
+"""The library, loaded as commands load it: behind a progress bar, its programs kept for the next start."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openlora_jax.cli.rows import progress_bar
+
+if TYPE_CHECKING:
+    from openlora_jax.llm import LLM
+
+
+def load(base: str, store: str | None, **settings: Any) -> "LLM":
+    """Loads a base model and compiles its programs, or finds them in the user's cache; arguments as for LLM.
+
+    JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) names another cache.
+    """
+    import jax
+
+    from openlora_jax.llm import LLM
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "openlora-jax"))
+    with progress_bar() as bar:
+        task = bar.add_task("loading", total=None)
+
+        def show(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total)
+
+        return LLM(base, store, progress=show, **settings)
