@@ -53,13 +53,6 @@ def prepare_slot(
     )
 
 
-@partial(jax.jit, donate_argnames="state")
-def copy_slot(state: SamplerState, source: Int32[Array, ""], target: Int32[Array, ""]) -> SamplerState:
-    """Makes `target` a copy of `source`, last token included: a sample that shares its prompt."""
-    copied: SamplerState = jax.tree.map(lambda rows: rows.at[target].set(rows[source]), state)
-    return copied
-
-
 def slot_rows(
     prompt_ids: Sequence[int], output_ids: Sequence[int], logit_bias: Mapping[int, float], vocab: int
 ) -> tuple[Bool[np.ndarray, "V"], Int32[np.ndarray, "V"], Float32[np.ndarray, "V"]]:

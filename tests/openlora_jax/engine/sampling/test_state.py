@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from openlora_jax.engine.sampling import SamplerState, copy_slot, prepare_slot, slot_rows
+from openlora_jax.engine.sampling import SamplerState, prepare_slot, slot_rows
 
 SLOTS, VOCAB = 4, 10
 
@@ -26,11 +26,3 @@ def test_prepare_replaces_the_last_occupant() -> None:
     assert np.flatnonzero(np.asarray(state.prompt_seen[1])).tolist() == [7]
     assert not np.asarray(state.output_counts).any()
     assert not np.asarray(state.bias).any()
-
-
-def test_copy_copies_everything() -> None:
-    state = prepared()
-    state = copy_slot(state, np.int32(1), np.int32(2))
-    for rows in jax.tree.leaves(state):
-        np.testing.assert_array_equal(rows[1], rows[2])
-        assert not np.asarray(rows[0]).any()
