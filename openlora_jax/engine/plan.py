@@ -1,18 +1,16 @@
 """What the engine asks of the device and what comes back: plain data that the runner turns into arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.engine.request import TokenLogprobs
 from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling_params import SamplingParams
 
 TILE = 16
 """Tokens of a prefill tile: chunks and tiles start at multiples of it."""
-
-AdapterPages = Mapping[str, tuple[int, ...]]
-"""Where one adapter is on the device: module name -> its rank pages; a module that it does not target is absent."""
 
 
 @dataclass(frozen=True, slots=True)

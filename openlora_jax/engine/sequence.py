@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
-from openlora_jax.engine.plan import TILE, AdapterPages, Tile
+from openlora_jax.adapters.pages import AdapterPages
+from openlora_jax.engine.plan import TILE, Tile
 from openlora_jax.engine.request import GenerateRequest, ScoreRequest, Timings
 from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling_params import SamplingParams
