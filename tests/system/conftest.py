@@ -1,0 +1,44 @@
+"""Two engines for all tests of this folder: one as it is served, which pages, and one that never has to."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from openlora_jax import LLM
+from tests.system.models import install, tiny_llm, write_tiny
+
+NAMES = [f"adapter-{index}" for index in range(200)]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("system"))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    path = tmp_path_factory.mktemp("system") / "store"
+    install(path, base, NAMES)
+    return path
+
+
+@pytest.fixture(scope="session")
+def names() -> list[str]:
+    """The adapters of the store."""
+    return NAMES
+
+
+@pytest.fixture(scope="session")
+def llm(base: Path, store: Path) -> Iterator[LLM]:
+    """Device memory for eight adapters of the store, host memory for about twenty."""
+    with tiny_llm(base, store, host_cache_bytes=1_000_000) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def exact_llm(base: Path, store: Path, names: list[str]) -> Iterator[LLM]:
+    """Deterministic, with device memory for every adapter of the store."""
+    settings = {"max_rows": 16, "row_buckets": (16,), "pool_pages": len(names) + 9, "deterministic": True}
+    with tiny_llm(base, store, **settings) as llm:
+        yield llm
