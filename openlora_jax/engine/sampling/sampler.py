@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int32
 
 from openlora_jax.engine.sampling.batch import SamplingBatch
 from openlora_jax.engine.sampling.draw import draw, uniforms
-from openlora_jax.engine.sampling.filters import reach
+from openlora_jax.engine.sampling.filters import cut
 from openlora_jax.engine.sampling.logits import adjust, adjusted_rows
 from openlora_jax.engine.sampling.state import SamplerState
 from openlora_jax.engine.sampling_params import MAX_LOGPROBS
@@ -92,8 +92,8 @@ def _choose(
 
 
 def _draw(logits: Float32[Array, "T V"], head: Float32[Array, "T K"], batch: SamplingBatch) -> Int32[Array, "T"]:
-    best = head[:, :1]
     scale = jnp.maximum(batch.temperature, GREEDY_BELOW)[:, None]
-    weights = jnp.exp((logits - best) / scale)
-    kept = reach(best - logits, weights, best - head, jnp.exp((head - best) / scale), batch)
-    return draw(jnp.where(best - logits <= kept[:, None], weights, 0), uniforms(batch))
+    weights = jnp.exp((logits - head[:, :1]) / scale)
+    least = cut(weights, head, scale, batch)
+    kept = (logits >= least.logit[:, None]) & (weights >= least.weight[:, None])
+    return draw(jnp.where(kept, weights, 0), uniforms(batch))
