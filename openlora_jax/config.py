@@ -12,6 +12,7 @@ from openlora_jax.errors import InvalidConfig
 
 BackendName = Literal["auto", "cpu", "cuda", "tpu", "interpret"]
 Positive = Annotated[int, Field(ge=1)]
+Tiled = Annotated[int, Field(ge=16, multiple_of=16)]
 Config = TypeVar("Config", bound="EngineConfig")  # not Self, which beartype cannot check
 
 
@@ -22,9 +23,9 @@ class EngineConfig(BaseModel):
         backend: which implementation of each operation to use; `auto` picks by device.
         dtype: of weights, KV and pool.
         max_rows: sequences decoded together, at most.
-        row_buckets: row counts that a decode program is compiled for, ascending; the last is `max_rows`.
+        row_buckets: row counts that a decode program is compiled for, ascending to `max_rows`.
         prefill_chunk: prompt tokens of one step, at most; a multiple of 16.
-        chunk_buckets: token counts that a prefill program is compiled for; the last is `prefill_chunk`.
+        chunk_buckets: token counts that a prefill program is compiled for, ascending to `prefill_chunk`.
         max_model_len: prompt and output of one sequence, at most.
         kv_block: tokens of a KV block; a multiple of 16.
         kv_blocks: blocks of the KV pool; one more than what is usable, block 0 is scratch.
@@ -42,11 +43,11 @@ class EngineConfig(BaseModel):
     backend: BackendName = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_rows: Positive = 16
-    row_buckets: tuple[Positive, ...] = (1, 4, 16)
-    prefill_chunk: Positive = 256
-    chunk_buckets: tuple[Positive, ...] = (64, 256)
+    row_buckets: tuple[Positive, ...] = Field(default_factory=lambda others: _up_to(others["max_rows"], 1, 4))
+    prefill_chunk: Tiled = 256
+    chunk_buckets: tuple[Tiled, ...] = Field(default_factory=lambda others: _up_to(others["prefill_chunk"], 64))
     max_model_len: Positive = 2048
-    kv_block: Positive = 32
+    kv_block: Tiled = 32
     kv_blocks: Positive = 513
     pool_pages: Positive = 33
     wide_pool_pages: Positive = 5
@@ -55,6 +56,15 @@ class EngineConfig(BaseModel):
     loader_threads: Positive = 2
     max_queue: Positive = 1024
     deterministic: bool = False
+
+    def model_post_init(self, context: object) -> None:
+        """Holds the programs against the maxima; raises InvalidConfig."""
+        for key, buckets, maximum in (
+            ("row_buckets", self.row_buckets, self.max_rows),
+            ("chunk_buckets", self.chunk_buckets, self.prefill_chunk),
+        ):
+            if buckets != _up_to(maximum, *buckets):
+                raise InvalidConfig(key, f"{list(buckets)} must ascend and end with {maximum}")
 
     @classmethod
     def load(cls: type[Config], name_or_path: str) -> Config:
@@ -85,6 +95,11 @@ class EngineConfig(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise InvalidConfig(".".join(map(str, first["loc"])), first["msg"]) from error
+
+
+def _up_to(maximum: int, *sizes: int) -> tuple[int, ...]:
+    """The sizes below a maximum, ascending, and the maximum."""
+    return (*sorted({size for size in sizes if size < maximum}), maximum)
 
 
 def _read(name_or_path: str) -> str:

@@ -119,7 +119,6 @@ def settings(workload: Workload) -> EngineConfig:
     pages = sum(max(workload.adapters) * -(-rank // PAGE_RANK) for rank in workload.ranks)
     return EngineConfig(
         max_rows=workload.requests,
-        row_buckets=(workload.requests,),
         max_model_len=length,
         kv_blocks=1 + workload.requests * (blocks + 1),
         pool_pages=1 + pages,
