@@ -1,11 +1,13 @@
 """Who else is in the batch changes nothing: adapters of every rank, mixes and base rows, together and alone."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from openlora_jax import SamplingParams
+from openlora_jax.config import EngineConfig
 from openlora_jax.llm import LLM
 from tests.parity.cases import VOCABULARY
 from tests.parity.conftest import House
@@ -19,19 +21,34 @@ MODULES = [module.split(".")[-1] for module in SHAPES]
 BASE = base_directory("llama")
 MIXES = ({"random_1": 0.5, "random_128": -0.5}, {"random_17": 1.0, "random_4": 0.3, "random_64": 0.2})
 
+CONFIG = EngineConfig(
+    max_rows=24,
+    row_buckets=(1, 24),
+    prefill_chunk=256,
+    chunk_buckets=(16, 256),
+    max_model_len=256,
+    kv_block=16,
+    kv_blocks=385,
+    pool_pages=129,
+    wide_pool_pages=2,
+)
+"""Room for the whole batch at once, and a program for one row, so that a row alone takes another way."""
+
 Adapters = list[dict[str, float] | None]
 
 
 @pytest.fixture(scope="module")
-def llm(house: House, tmp_path_factory: pytest.TempPathFactory) -> LLM:
-    directory = tmp_path_factory.mktemp("adapters")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    directory = tmp_path_factory.mktemp("batch")
+    house = House(directory / "house", CONFIG)
     for index, rank in enumerate(RANKS):
         # Every number of modules from one to seven, each time others.
         ranks = {MODULES[(index + offset) % 7]: rank for offset in range(1 + index % 7)}
         path = directory / f"random_{rank}"
         write_random_adapter(path, SHAPES, ranks, layers=2, size=0.5, seed=index)
         house.install(path.name, path, BASE)
-    return house.llm(BASE)
+    yield house.llm(BASE)
+    house.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,73 @@
+"""The same comparison without golden files: models and adapters of another seed, peft and transformers live."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.parity.cases import ADAPTERS, BASES, AdapterCase
+from tests.parity.conftest import House
+from tests.parity.goldens import BOUND, MOVED, Goldens, max_difference
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from tests.parity.make_goldens.adapters import make_adapter
+from tests.parity.make_goldens.bases import make_base
+from tests.parity.make_goldens.oracle import load_adapter, load_base, load_mix, score
+
+# The oracles' own deprecations are not ours to mend.
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+SEED = 90210
+FAMILIES = {
+    f"{name}_{'tied' if tied else 'untied'}": replace(case, config=case.config | {"tie_word_embeddings": tied})
+    for name, case in BASES.items()
+    if name in ("llama", "mistral", "qwen2", "qwen3")
+    for tied in (True, False)
+}
+ALL_LINEAR = AdapterCase(config={"r": 20, "lora_alpha": 10, "use_rslora": True, "target_modules": "all-linear"})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family(name: str, house: House, goldens: Goldens, tmp_path: Path) -> None:
+    base = tmp_path / name
+    make_base(FAMILIES[name], base, SEED)
+    plain = score(load_base(base), goldens.rows)
+    assert max_difference(house.score(base, goldens.rows), plain) <= BOUND
+    adapter = tmp_path / f"live_{name}"
+    make_adapter(ALL_LINEAR, base, adapter, SEED)
+    house.install(adapter.name, adapter, base)
+    adapted = score(load_adapter(base, adapter), goldens.rows)
+    assert max_difference(adapted, plain) >= MOVED
+    assert max_difference(house.score(base, goldens.rows, {adapter.name: 1.0}), adapted) <= BOUND
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("bases")
+    for name in ("llama", "llama_tied"):
+        make_base(BASES[name], directory / f"live_{name}", SEED + 1)
+    return {name: directory / f"live_{name}" for name in ("llama", "llama_tied")}
+
+
+@pytest.mark.parametrize("name", [name for name, case in ADAPTERS.items() if case.base in ("llama", "llama_tied")])
+def test_feature(name: str, bases: dict[str, Path], house: House, goldens: Goldens, tmp_path: Path) -> None:
+    base, adapter = bases[ADAPTERS[name].base], tmp_path / f"live_{name}"
+    make_adapter(ADAPTERS[name], base, adapter, SEED)
+    house.install(adapter.name, adapter, base)
+    adapted = score(load_adapter(base, adapter), goldens.rows)
+    assert max_difference(house.score(base, goldens.rows), adapted) >= MOVED
+    assert max_difference(house.score(base, goldens.rows, {adapter.name: 2.0}), adapted) >= MOVED
+    assert max_difference(house.score(base, goldens.rows, {adapter.name: 1.0}), adapted) <= BOUND
+
+
+def test_mix(bases: dict[str, Path], house: House, goldens: Goldens, tmp_path: Path) -> None:
+    weights = {"rank_17": 0.7, "embed_head": -0.3, "pattern_regex": 0.4}
+    for name in weights:
+        make_adapter(ADAPTERS[name], bases["llama"], tmp_path / f"mixed_{name}", SEED + 2)
+        house.install(f"mixed_{name}", tmp_path / f"mixed_{name}", bases["llama"])
+    mix = {f"mixed_{name}": weight for name, weight in weights.items()}
+    wanted = score(load_mix(bases["llama"], {tmp_path / name: weight for name, weight in mix.items()}), goldens.rows)
+    assert max_difference(house.score(bases["llama"], goldens.rows, mix), wanted) <= BOUND
+    assert max_difference(house.score(bases["llama"], goldens.rows), wanted) >= MOVED
