@@ -91,7 +91,9 @@ class LLM:
         self.backend = ops.backend
         capacities = pool_capacities(self.config)
         pool = AdapterPool.create(self.model, capacities, jnp.dtype(self.config.dtype))
-        self.runner = runner = DeviceRunner(self.config, self.model, ops, _parameters(base, self.model, self.config.dtype), pool)
+        self.runner = runner = DeviceRunner(
+            self.config, self.model, ops, _parameters(base, self.model, self.config.dtype), pool
+        )
         runner.compile(progress)
         self.adapters = AdapterCache(
             self.store,
