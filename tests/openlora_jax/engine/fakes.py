@@ -338,9 +338,7 @@ def small_config(**changes: object) -> EngineConfig:
     """Few rows and blocks, so that they run out."""
     settings: dict[str, object] = {
         "max_rows": 4,
-        "row_buckets": (4,),
         "prefill_chunk": 32,
-        "chunk_buckets": (32,),
         "max_model_len": 128,
         "kv_block": 16,
         "kv_blocks": 33,

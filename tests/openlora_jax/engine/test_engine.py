@@ -144,9 +144,7 @@ def own_chunks(plans: list[StepPlan], prompt: tuple[int, ...]) -> list[list[tupl
 
 def test_deterministic_engines_compute_a_request_with_the_same_calls_in_any_company() -> None:
     request = generate((89 - n % 90 for n in range(70)), {"a5": 1.0}, n=2, max_tokens=30)
-    config = small_config(
-        deterministic=True, kv_blocks=33, max_rows=8, row_buckets=(8,), prefill_chunk=64, work_items=9
-    )
+    config = small_config(deterministic=True, kv_blocks=33, max_rows=8, prefill_chunk=64, work_items=9)
     alone, busy = Bench(config), Bench(config)
     check(request, answer_of(request, alone))
     others = [busy.submit(other) for other in list(REQUESTS.values())[:4]]
@@ -216,7 +214,7 @@ def test_a_deterministic_engine_never_recomputes() -> None:
 
 
 def test_a_text_to_score_is_never_recomputed() -> None:
-    bench = Bench(small_config(prefill_chunk=16, chunk_buckets=(16,), max_model_len=512, kv_blocks=23))
+    bench = Bench(small_config(prefill_chunk=16, max_model_len=512, kv_blocks=23))
     sample = generate([1], max_tokens=60)
     stream = bench.submit(sample)
     until(lambda: bench.engine.stats.steps == 14, bench)
