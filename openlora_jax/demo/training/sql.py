@@ -3,24 +3,23 @@
 import random
 import re
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
 
 from openlora_jax.demo.training.behaviour import Behaviour, Example, pick
-from openlora_jax.demo.training.sql_questions import HELD_OUT_TABLES, QUESTIONS, TRAINING_TABLES, WORDS, Table
+from openlora_jax.demo.training.sql_questions import HELD_OUT_TABLES, QUESTIONS, TRAINING_TABLES, Table
 
 DATABASES = 3
 ROWS = 30
 MAX_SQLITE_STEPS = 1_000_000
 
 
-def make_example(rng: random.Random, table: Table, query: str, question: str, words: Sequence[str] = ()) -> Example:
-    """The question and its query about one table; text values are drawn from the table's own and the given words."""
+def make_example(rng: random.Random, table: Table, query: str, question: str) -> Example:
+    """The question and its query about one table, with values drawn from the table's own."""
     column = pick(rng, tuple(table.texts))
     number = pick(rng, tuple(table.numbers))
     low, high = table.numbers[number]
     blanks = {
-        "t": table.name, "s": table.rows, "l": table.label, "c": column, "v": pick(rng, (*table.texts[column], *words)),
+        "t": table.name, "s": table.rows, "l": table.label, "c": column, "v": pick(rng, table.texts[column]),
         "n": number, "x": rng.randrange(low, high), "k": rng.randrange(2, 9),
     }  # fmt: skip
     return Example(f"Table: {table.schema}\nQuestion: {question.format(**blanks)}", query.format(**blanks))
@@ -28,8 +27,8 @@ def make_example(rng: random.Random, table: Table, query: str, question: str, wo
 
 def make_training(rng: random.Random) -> list[Example]:
     return [
-        make_example(rng, table, query, pick(rng, questions[:-1]), WORDS)
-        for _ in range(3)
+        make_example(rng, table, query, pick(rng, questions[:-1]))
+        for _ in range(2)
         for table in TRAINING_TABLES
         for query, questions in QUESTIONS.items()
     ]

@@ -26,14 +26,6 @@ CITIES = ("Paris", "Berlin", "Madrid", "Oslo", "Tokyo")
 COUNTRIES = ("France", "Brazil", "Kenya", "Japan", "Canada")
 COLOURS = ("red", "blue", "green", "black")
 
-# Values for training beside the tables' own, so that a query's value is copied from the question, not remembered.
-WORDS = (
-    "Adler", "amber", "Brook", "basic", "Calgary", "cotton", "Dunn", "daily", "Elba", "express", "Flores", "folk",
-    "Graz", "golden", "Holt", "heavy", "Izmir", "indigo", "Juarez", "junior", "Kyoto", "karate", "Lund", "legacy",
-    "Malmo", "modern", "Nash", "night", "Odessa", "open", "Perth", "public", "Quito", "quiet", "Rhine", "royal",
-    "Stone", "small", "Texas", "tropical", "Utrecht", "urban", "Vargas", "velvet", "Wells", "wooden", "York", "yearly",
-)  # fmt: skip
-
 TRAINING_TABLES = (
     Table(
         "employees",
