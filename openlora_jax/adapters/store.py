@@ -80,8 +80,12 @@ class AdapterStore:
         return read_manifest(self.folder(digest))
 
     def read(self, digest: str) -> tuple[Manifest, dict[str, Tensor]]:
-        """The whole artifact, in host memory. Raises BadCheckpoint."""
-        return read_artifact(self.folder(digest))
+        """The whole artifact, in host memory, and in truth what its digest names. Raises BadCheckpoint."""
+        manifest, tensors = read_artifact(self.folder(digest))
+        found = artifact_digest(manifest, tensors)
+        if found != digest:
+            raise BadCheckpoint(self.folder(digest), f"its content has the digest {found}; convert it again")
+        return manifest, tensors
 
     def install(self, name: str, manifest: Manifest, tensors: Tensors, replace: bool = False) -> str:
         """Puts an adapter into the store under `name` and returns its digest.
@@ -145,11 +149,9 @@ class AdapterStore:
 
     def _damage(self, digest: str) -> OpenLoraError | None:
         try:
-            found = artifact_digest(*self.read(digest))
+            self.read(digest)
         except OpenLoraError as error:
             return error
-        if found != digest:
-            return BadCheckpoint(self.folder(digest), f"its content has the digest {found}; convert it again")
         return None
 
     def _place(self, digest: str, manifest: Manifest, tensors: Tensors) -> None:
