@@ -58,10 +58,10 @@ def write_tiny(folder: Path) -> Path:
     return base
 
 
-def install(store: Path, base: Path, names: list[str], **settings: Any) -> dict[str, str]:
-    """Adapters of rank 8 on q and v, each with random numbers of its own; their digests by name."""
+def install(store: Path, base: Path, names: list[str], first_seed: int = 0, **settings: Any) -> dict[str, str]:
+    """Adapters of rank 8 on q and v, each with random numbers from a seed of its own; their digests by name."""
     manifest = BaseManifest.read(base)
-    seeds = {name: seed for seed, name in enumerate(names)}
+    seeds = {name: seed for seed, name in enumerate(names, first_seed)}
     settings = {"scale": 1.0, **settings}
     return install_synthetic(AdapterStore.create(store), manifest.config, manifest.digest, seeds, **settings)
 
