@@ -33,8 +33,9 @@ class Floor:
         self._x = jnp.asarray(np.random.default_rng(0).normal(0, 1e-3, shape), parameters.embed.dtype)
         self._parameters = parameters
         self._run = jax.jit(partial(products, config))
-        self.run()
+        jax.block_until_ready(self.dispatch())
 
-    def run(self) -> None:
-        """One pass, waited for."""
-        jax.block_until_ready(self._run(self._parameters, self._x))
+    def dispatch(self) -> Array:
+        """One pass, not waited for."""
+        logits: Array = self._run(self._parameters, self._x)
+        return logits

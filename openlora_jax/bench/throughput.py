@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
+import jax
 import numpy as np
 
 from openlora_jax.adapters.modules import MODULES, PAGE_RANK
@@ -25,9 +26,10 @@ LINEAR_MODULES = tuple(module for module in MODULES if module not in ("embed_tok
 """What the synthetic adapters target: all seven of them, the dearest case."""
 
 STEPS = 8
-"""Decode steps timed in a row; their median is one sample."""
+"""Decode steps dispatched in a row, as the engine does, without waiting for each; a sample is their mean."""
 
 Progress = Callable[[str, int, int], None]
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +143,7 @@ def measure(llm: LLM, workload: Workload, peer: Peer | None, progress: Progress)
     tokens = workload.requests * workload.new
     for round_number in range(-1, workload.rounds):
         progress("warm-up" if round_number < 0 else f"round {round_number + 1}", round_number + 1, workload.rounds + 1)
-        floor_ms = _median_ms(floor.run)
+        floor_ms = _step_ms(floor.dispatch, jax.block_until_ready)
         taken = [_round(llm, arm, prompts, workload, peer) for arm in grid]
         if round_number < 0:
             continue
@@ -174,7 +176,7 @@ def _decode_step_ms(llm: LLM, names: Sequence[str | None], workload: Workload) -
         llm.adapters.place(*leases.values())
         pages = [() if digest is None else ((leases[digest].pages, 1.0),) for digest in digests]
         plan = _decode_plan(llm.config, pages, workload.prompt + workload.new // 2)
-        return _median_ms(lambda: llm.runner.run(plan).read())
+        return _step_ms(lambda: llm.runner.run(plan), lambda step: step.read())
     finally:
         for lease in leases.values():
             lease.release()
@@ -193,8 +195,14 @@ def _decode_plan(
     )
 
 
-def _median_ms(run: Callable[[], object]) -> float:
-    return 1000 * float(np.median([_seconds(run) for _ in range(STEPS)]))
+def _step_ms(dispatch: Callable[[], Step], wait: Callable[[Step], object]) -> float:
+    def run() -> None:
+        for _ in range(STEPS):
+            last = dispatch()
+        wait(last)
+
+    wait(dispatch())
+    return 1000 * _seconds(run) / STEPS
 
 
 def _seconds(run: Callable[[], object]) -> float:
