@@ -1,6 +1,5 @@
 """Which requests can be served at all: checked before anything is held for them."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,9 @@ from openlora_jax.errors import InvalidRequest
 
 MAX_MIX = 8
 """Members of a mix, at most."""
+
+MAX_WEIGHT = 1e6
+"""Size of a weight in a mix, at most: what is far larger overflows float32 in the products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def _check_mix(mix: Sequence[MixItem]) -> None:
     for item in mix:
         if item.adapter in names:
             raise InvalidRequest("mix", f"adapter {item.adapter!r} is named twice; add its weights up")
-        if not math.isfinite(item.weight):
-            raise InvalidRequest("mix", f"the weight {item.weight} of adapter {item.adapter!r} is not a finite number")
+        if not abs(item.weight) <= MAX_WEIGHT:
+            problem = f"the weight {item.weight} of adapter {item.adapter!r} is not a number within {MAX_WEIGHT:g} of 0"
+            raise InvalidRequest("mix", problem)
         names.add(item.adapter)

@@ -40,11 +40,11 @@ class SamplingParams(BaseModel):
     max_tokens: int = Field(128, ge=1)
     min_tokens: int = Field(0, ge=0)
     temperature: Finite = Field(0.0, ge=0.0, le=100.0)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     top_p: Finite = Field(1.0, gt=0.0, le=1.0)
     min_p: Finite = Field(0.0, ge=0.0, le=1.0)
     seed: int | None = Field(None, ge=0, lt=2**31)
-    repetition_penalty: Finite = Field(1.0, gt=0.0, le=10.0)
+    repetition_penalty: Finite = Field(1.0, ge=0.01, le=10.0)
     presence_penalty: Finite = Field(0.0, ge=-2.0, le=2.0)
     frequency_penalty: Finite = Field(0.0, ge=-2.0, le=2.0)
     logit_bias: dict[int, Annotated[Finite, Field(ge=-100.0, le=100.0)]] = Field(
