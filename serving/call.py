@@ -77,7 +77,7 @@ class Call:
             self._code = "CANCELLED"
             raise  # grpc.aio leaks the call's memory when a handler swallows it
         finally:
-            facts = " ".join(f"{name}={value}" for name, value in self.facts.items())
+            facts = " ".join(f"{name}={value!r}" for name, value in self.facts.items())
             log.info("%s %s %s %.0f ms %s", method, self.id, self._code, 1000 * (time.monotonic() - started), facts)
 
 

@@ -9,6 +9,7 @@ from grpc_status import rpc_status
 from openlora_jax import errors
 from serving import status
 from serving.client import Client
+from serving.proto import openlora_pb2 as pb
 from tests.serving.fakes import FakeLLM, generate
 
 CASES: list[tuple[errors.OpenLoraError, grpc.StatusCode]] = [
@@ -108,6 +109,14 @@ async def test_one_log_line_a_request_without_its_text(
     assert "adapters=['sql'] prompt=12 completion=2" in good
     assert " NOT_FOUND " in bad
     assert "confidential" not in good + bad
+
+
+async def test_a_name_cannot_forge_a_log_line(stub: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "serving")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.GetAdapter(pb.GetAdapterRequest(name="a\nGenerate 0 OK"))
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
+    assert "\n" not in line
 
 
 def test_a_server_that_is_not_there_is_an_error_of_ours() -> None:
