@@ -7,6 +7,7 @@ from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest
+from openlora_jax.inputs import Tokenizer
 
 
 class EventStream(Protocol):
@@ -21,12 +22,6 @@ class EventStream(Protocol):
 class Engine(Protocol):
     def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
         """Admits a request, or raises InvalidRequest, UnknownAdapter, Overloaded or EngineStopped at once."""
-
-
-class Tokenizer(Protocol):
-    def encode(self, text: str, special: bool = True) -> list[int]: ...
-
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...
 
 
 class Store(Protocol):

@@ -9,10 +9,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
+from openlora_jax.tokenizer import TEMPLATE_LIMIT, TOKENIZER_LIMIT
 from openlora_jax.untrusted import read_json_object, read_limited
 
-TOKENIZER_LIMIT = 64 << 20
-TEMPLATE_LIMIT = 1 << 20
 SPECIAL_TOKENS = ("bos", "eos", "unk", "pad")
 SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json")
 

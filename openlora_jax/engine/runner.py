@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.config import EngineConfig
+from openlora_jax.engine.kv_blocks import SCRATCH_BLOCK
 from openlora_jax.engine.plan import TILE, RowOutput, StepPlan, StepResult, Tile, TileScores
 from openlora_jax.engine.request import TokenLogprobs
 from openlora_jax.engine.row_sampling import RowSampling
@@ -22,9 +23,6 @@ from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.forward import TileBatch
 from openlora_jax.model.parameters import Parameters
 from pallas_kernels.registry import Ops
-
-SCRATCH_BLOCK = 0
-"""The KV block that padding tiles write to."""
 
 
 class DeviceRunner:
