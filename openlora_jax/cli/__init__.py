@@ -40,6 +40,8 @@ def main() -> NoReturn:
     try:
         sys.exit(app(prog_name="openlora", standalone_mode=False))
     except TyperException as error:
+        if not error.format_message():  # a group without its command: the help has been shown
+            sys.exit(2)
         _fail(f"{error.format_message()} (`openlora --help` shows how)")
     except OpenLoraError as error:
         _fail(": ".join([*getattr(error, "__notes__", ()), str(error)]))

@@ -26,13 +26,14 @@ def throughput(
     requests: Annotated[int, typer.Option(min=1, help="Requests of one batch.")] = 16,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 64,
     new: Annotated[int, typer.Option(min=2, help="Tokens generated for each.")] = 64,
-    adapters: Annotated[str, typer.Option(help="Numbers of distinct adapters; 0 is the base model alone.")] = "0,1,16",
+    adapters: Annotated[str, typer.Option(help="Numbers of distinct adapters; 0 is base-only.")] = "0,1,16",
     ranks: Annotated[str, typer.Option(help="Ranks of the adapters.")] = "16",
     rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; every arm runs once in each.")] = 7,
     peer: Annotated[str | None, typer.Option(help="`peft` compares with its adapter_names batch.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write setup and samples here.")] = None,
 ) -> None:
     """Tokens per second base-only, with one adapter, and with several; a decode step over its matrix products."""
+    from openlora_jax.adapters.manifest import MAX_RANK
     from openlora_jax.bench import report
     from openlora_jax.bench.throughput import Workload, install_adapters, measure, settings
     from openlora_jax.llm import LLM
@@ -41,8 +42,8 @@ def throughput(
         requests=requests,
         prompt=prompt,
         new=new,
-        adapters=_numbers("--adapters", adapters, least=0),
-        ranks=_numbers("--ranks", ranks, least=1),
+        adapters=_numbers("--adapters", adapters, 0, requests),
+        ranks=_numbers("--ranks", ranks, 1, MAX_RANK),
         rounds=rounds,
     )
     console = Console()
@@ -74,11 +75,12 @@ def _peer(name: str | None, base: Path, adapters: tuple[int, ...], ranks: tuple[
     return PeftPeer(base, max(1, *adapters), ranks[0])
 
 
-def _numbers(option: str, text: str, least: int) -> tuple[int, ...]:
+def _numbers(option: str, text: str, least: int, most: int) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < least:
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers from {least}, like 1,16", param_hint=option)
+    if not numbers or min(numbers) < least or max(numbers) > most:
+        problem = f"{text!r} is not a list of whole numbers from {least} to {most}, like 1,16"
+        raise typer.BadParameter(problem, param_hint=option)
     return numbers

@@ -43,6 +43,8 @@ def test_help_names_every_command(openlora: RunCli) -> None:
         (("score", "--input", "nowhere.jsonl"), "nowhere.jsonl: No such file or directory"),
         (("generate", "--prompt", "a", "--max-tokens", "many"), "--max-tokens"),
         (("doctor", "--config", "nowhere"), "nowhere"),
+        (("bench", "throughput", "--base", "nowhere", "--ranks", "300"), "'300' is not a list"),
+        (("bench", "throughput", "--base", "nowhere", "--requests", "4", "--adapters", "0,5"), "'0,5' is not a list"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(openlora: RunCli, arguments: tuple[str, ...], message: str) -> None:
@@ -51,6 +53,12 @@ def test_a_mistake_is_one_line_and_status_2(openlora: RunCli, arguments: tuple[s
     assert ended.err.startswith("openlora: ")
     assert ended.err.count("\n") == 1
     assert message in ended.err
+
+
+def test_a_group_without_its_command_shows_the_help(openlora: RunCli) -> None:
+    ended = openlora("adapters")
+    assert (ended.status, ended.err) == (2, "")
+    assert "inspect" in ended.out
 
 
 def test_an_interrupt_is_quiet(openlora: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
