@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 if TYPE_CHECKING:
     from openlora_jax.bench.throughput import Peer
@@ -36,7 +35,8 @@ def throughput(
     from openlora_jax.adapters.manifest import MAX_RANK
     from openlora_jax.bench import report
     from openlora_jax.bench.throughput import Workload, install_adapters, measure, settings
-    from openlora_jax.llm import LLM
+    from openlora_jax.cli.loading import load
+    from openlora_jax.cli.rows import progress_bar
 
     workload = Workload(
         requests=requests,
@@ -46,18 +46,18 @@ def throughput(
         ranks=_numbers("--ranks", ranks, 1, MAX_RANK),
         rounds=rounds,
     )
-    console = Console()
-    with tempfile.TemporaryDirectory() as store, Progress(console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("adapters")
-
-        def show(stage: str, done: int, total: int) -> None:
-            bars.update(bar, description=stage, completed=done, total=total)
-
-        other = _peer(peer, base, workload.adapters, workload.ranks)
+    other = _peer(peer, base, workload.adapters, workload.ranks)
+    with tempfile.TemporaryDirectory() as store:
         install_adapters(Path(store), base, workload)
-        with LLM(base, store, config=settings(workload), progress=show) as llm:
+        with load(str(base), store, config=settings(workload)) as llm, progress_bar() as bar:
+            task = bar.add_task("warm-up", total=None)
+
+            def show(stage: str, done: int, total: int) -> None:
+                bar.update(task, description=stage, completed=done, total=total)
+
             results = measure(llm, workload, other, show)
             setup = report.setup(llm, workload, other.name if other else None)
+    console = Console()
     machine, versions = setup["machine"], setup["versions"]
     console.print(f"{machine['cpu']}, {machine['cores']} cores; jax {versions['jax']}, python {versions['python']}")
     console.print(report.table(results, workload, setup["peer"]))

@@ -1,0 +1,46 @@
+"""The benchmark on a small model: every arm, the floor and a peer are measured in every round."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from openlora_jax.bench import report
+from openlora_jax.bench.samples import Samples
+from openlora_jax.bench.throughput import Workload, arms, install_adapters, measure, settings
+from openlora_jax.llm import LLM
+
+WORKLOAD = Workload(requests=3, prompt=5, new=4, adapters=(0, 1, 3), ranks=(4, 20), rounds=2)
+
+
+class CountingPeer:
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def generate(self, prompts: Sequence[Sequence[int]], new: int, adapters: int) -> None:
+        assert (len(prompts), new) == (WORKLOAD.requests, WORKLOAD.new)
+        self.calls.append(adapters)
+
+
+def test_the_grid_has_the_base_model_once_and_every_count_with_every_rank() -> None:
+    assert [(arm.adapters, arm.rank) for arm in arms(WORKLOAD)] == [(0, 0), (1, 4), (3, 4), (1, 20), (3, 20)]
+    assert arms(WORKLOAD)[2].assign(4) == ["r4-0", "r4-1", "r4-2", "r4-0"]
+
+
+def test_every_arm_is_measured_in_every_round(tiny_base: Path, tmp_path: Path) -> None:
+    install_adapters(tmp_path, tiny_base, WORKLOAD)
+    peer = CountingPeer()
+    with LLM(tiny_base, tmp_path, config=settings(WORKLOAD)) as llm:
+        results = measure(llm, WORKLOAD, peer, lambda stage, done, total: None)
+        setup = report.setup(llm, WORKLOAD, peer.name)
+    measured = [*results.throughput.values(), *results.step.values(), *results.peer.values(), results.floor]
+    assert len(measured) == 3 * 5 + 1
+    assert all(len(samples.values) == 2 and min(samples.values) > 0 for samples in measured)
+    assert peer.calls == [0, 1, 3, 1, 3] * 3
+    assert setup["workload"]["ranks"] == (4, 20)
+    assert [row["name"] for row in report.as_json(results)["throughput"]] == [arm.name for arm in arms(WORKLOAD)]
+    assert report.table(results, WORKLOAD, peer.name).row_count == 5
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    assert Samples("a", "s", [1.0, 10.0, 9.0]).ratio(Samples("b", "s", [2.0, 5.0, 3.0])) == 2.0
