@@ -24,6 +24,7 @@ from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import InvalidConfig, InvalidRequest
 from openlora_jax.inputs import Adapter, Prompt, completion_ids, mix_of, prompt_ids
+from openlora_jax.memory import MemoryPlan, host_memory
 from openlora_jax.model.checkpoint import BaseManifest, Dtype, read_weights
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
@@ -89,6 +90,7 @@ class LLM:
         self.store = NoStore() if store is None else AdapterStore(store)
         ops = resolve_ops(self.config.backend)
         self.backend = ops.backend
+        MemoryPlan.of(self.config, self.model).check(host_memory())
         capacities = pool_capacities(self.config)
         pool = AdapterPool.create(self.model, capacities, jnp.dtype(self.config.dtype))
         self.runner = runner = DeviceRunner(

@@ -1,6 +1,7 @@
 """What an engine will hold on its device, in bytes, before any of it is allocated."""
 
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.adapters.pages import pool_capacities
 from openlora_jax.config import EngineConfig
+from openlora_jax.errors import InvalidConfig
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.weights import weight_table
 
@@ -45,3 +47,19 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         return self.weights + self.kv + sum(self.pools.values()) + self.sampler
+
+    def check(self, available: int) -> None:
+        """Raises InvalidConfig if it is more than `available` bytes."""
+        if self.total > available:
+            parts = {"weights": self.weights, "KV blocks": self.kv, "adapter pages": sum(self.pools.values())}
+            listed = ", ".join(f"{size / 1e6:,.0f} for {name}" for name, size in parts.items())
+            raise InvalidConfig(
+                "memory",
+                f"the engine would hold {self.total / 1e6:,.0f} MB ({listed}), this machine has "
+                f"{available / 1e6:,.0f}; lower kv_blocks or pool_pages",
+            )
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -39,7 +39,11 @@ def resolve(backend: str) -> Ops:
     Raises:
         NotImplementedError: no implementation serves this backend on this machine; says which and why.
     """
-    platform = jax.default_backend()
+    try:
+        platform = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # both are how JAX says that it found none
+        asked = jax.config.jax_platforms or "any"
+        raise NotImplementedError(f"backend {backend!r}: JAX finds no device of JAX_PLATFORMS={asked}") from error
     chosen = {"gpu": "cuda"}.get(platform, platform) if backend == "auto" else backend
     if chosen != "cpu":
         raise NotImplementedError(f"backend {chosen!r}: no op is implemented for it yet; `cpu` is")

@@ -1,5 +1,6 @@
 """`openlora doctor`: what would run here, and why."""
 
+import contextlib
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -32,7 +33,8 @@ def doctor(
     console = Console()
     own = {"openlora-jax": __version__, "python": platform.python_version()}
     console.print(_table("versions", own | {name: version(name) for name in PACKAGES}))
-    console.print(_table("devices", {str(device): device.device_kind for device in jax.devices()}))
+    with contextlib.suppress(RuntimeError, AssertionError):  # no device: the ops below say so in their own words
+        console.print(_table("devices", {str(device): device.device_kind for device in jax.devices()}))
     if base is not None:
         console.print(_memory(Path(base), settings))
     console.print(_ops(backend or settings.backend))

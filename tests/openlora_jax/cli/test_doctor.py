@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from openlora_jax.config import EngineConfig
+from openlora_jax.errors import InvalidConfig
 from openlora_jax.memory import MemoryPlan
 from tests.openlora_jax.cli.conftest import RunCli
 from tests.openlora_jax.tiny import MODEL, SETTINGS
@@ -23,6 +24,17 @@ def test_a_backend_that_cannot_run_here(openlora: RunCli) -> None:
     assert jax.__version__ in ended.out, "what can be said is said first"
 
 
+def test_a_machine_without_the_device_asked_for(openlora: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "devices", refuse)
+    monkeypatch.setattr(jax, "default_backend", refuse)
+    ended = openlora("doctor")
+    assert ended.status == 2
+    assert "JAX finds no device of JAX_PLATFORMS=" in ended.err
+
+
 @pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("bfloat16", 2)])
 def test_memory_plan(dtype: str, itemsize: int) -> None:
     """Worked out by hand from the tiny model: 2 layers of width 32, 2 KV heads of 8, MLP 48, 300 tokens, head tied."""
@@ -36,3 +48,6 @@ def test_memory_plan(dtype: str, itemsize: int) -> None:
     assert plan.pools["lm_head"] == itemsize * 2 * 16 * (32 + 300)
     assert plan.sampler == 5 * 300 * 9
     assert plan.total == plan.weights + plan.kv + sum(plan.pools.values()) + plan.sampler
+    plan.check(plan.total)
+    with pytest.raises(InvalidConfig, match="lower kv_blocks or pool_pages"):
+        plan.check(plan.total - 1)
