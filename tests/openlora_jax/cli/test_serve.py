@@ -78,6 +78,6 @@ def _own_sigint() -> Iterator[None]:
 def test_what_cannot_be_served_is_said(tmp_path: Path, yaml: str, arguments: dict[str, str], problem: str) -> None:
     file = tmp_path / "server.yaml"
     file.write_text(yaml + "\n")
-    given = {"listen": "127.0.0.1:0"} if "listen" not in yaml else {}
+    listen = None if "listen" in yaml else "127.0.0.1:0"
     with pytest.raises(InvalidConfig, match=problem):
-        serve(config=str(file), **{**given, **arguments})
+        serve(config=str(file), store=arguments.get("store"), listen=arguments.get("listen", listen))
