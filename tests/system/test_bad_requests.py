@@ -18,6 +18,7 @@ from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
 from serving.server import Server
 from tests.system.compare import GREEDY
+from tests.system.crowd import Crowd
 from tests.system.models import TINY, install
 
 VOCABULARY, CONTEXT = TINY["vocab_size"], TINY["max_position_embeddings"]
@@ -191,13 +192,13 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_an_adapter_damaged_on_disk(
-    address: str, base: Path, store: Path, unharmed: Callable[[], None], kind: str
+    address: str, base: Path, store: Path, llm: LLM, names: list[str], unharmed: Callable[[], None], kind: str
 ) -> None:
     name = f"damaged-{kind}"
     [digest] = install(store, base, [name], first_seed=1000 + len(name)).values()
     adapters = AdapterStore(store)
     DAMAGE[kind](adapters.folder(digest))
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address) as channel, Crowd(llm, names[:20], 4, seed=0):
         stub = pb_grpc.OpenLoraStub(channel)
         request = pb.GenerateRequest(prompt=ids(3, 4), sampling=pb.SamplingParams(max_tokens=4), adapter=name)
         for _ in range(2):

@@ -4,6 +4,7 @@ import random
 
 from openlora_jax import LLM
 from tests.system.compare import GREEDY, assert_same, tokens
+from tests.system.crowd import Crowd
 
 PROMPT = "the sea is"
 REQUESTS = 200
@@ -30,4 +31,15 @@ def test_memory_stays_within_its_limits(llm: LLM, names: list[str]) -> None:
     assert 0 < sum(adapter.host_bytes for adapter in status) <= llm.config.host_cache_bytes
     assert sum(adapter.pages for adapter in status) == 2 * capacity, "of q_proj and of v_proj"
     assert [adapter for adapter in status if adapter.requests] == []
+    llm.adapters.validate()
+
+
+def test_a_crowd_leaves_nothing_behind(llm: LLM, names: list[str]) -> None:
+    with Crowd(llm, names, 24, seed=7) as crowd:
+        crowd.wait(200)
+    assert crowd.finished
+    assert crowd.cancelled
+    stats = llm.engine.stats
+    assert (stats.running, stats.waiting, stats.free_kv_blocks) == (0, 0, stats.kv_blocks)
+    assert [adapter for adapter in llm.adapters.status() if adapter.requests] == []
     llm.adapters.validate()

@@ -47,6 +47,14 @@ def test_company_changes_not_one_bit(exact_llm: LLM, names: list[str], case: Cas
     assert exact_llm.engine.stats.preemptions == 0
 
 
+def test_company_changes_not_one_bit_of_a_score(exact_llm: LLM, names: list[str]) -> None:
+    alone = exact_llm.score([LONG], ["and so is the sky"], "adapter-3")[0].logprobs
+    with Crowd(exact_llm, names, COMPANY, seed=0) as crowd:
+        crowd.wait(COMPANY)
+        for _ in range(3):
+            assert exact_llm.score([LONG], ["and so is the sky"], "adapter-3")[0].logprobs == alone
+
+
 def test_another_seed_or_adapter_is_another_answer(exact_llm: LLM) -> None:
     prompt, params, adapter = CASES[0]
     other_seed = (prompt, params.model_copy(update={"seed": 99}), adapter)
