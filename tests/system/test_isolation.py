@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,14 +40,20 @@ class Poisoned:
     def run(self, plan: StepPlan) -> StepResult:
         free = np.zeros(self._blocks.usable + 1, np.bool_)
         free[self._blocks._free] = True
-        mask = jnp.asarray(free)[None, :, None, None, None, None]
-        self._runner._kv = jnp.where(mask, jnp.float32(math.nan), self._runner._kv)
+        mask = jnp.asarray(free)[None, :, None, None, None]
+        kv = self._runner._kv
+        self._runner._kv = KvCache(*(jnp.where(mask, jnp.float32(math.nan), blocks) for blocks in kv))
         poison_free(self._runner.pool, self._owned())
         self.steps += 1
         return DeviceRunner.run(self._runner, plan)
 
     def _owned(self) -> list[AdapterPages]:
         return [residence.pages for residence in list(self._residency.all()) if residence.pages]
+
+
+def _poison_blocks(free: np.ndarray, kv: jax.Array) -> jax.Array:
+    """NaN in the free blocks of an array whose second axis they are."""
+    return jnp.where(free.reshape(1, -1, *[1] * (kv.ndim - 2)), jnp.float32(math.nan), kv)
 
 
 @contextmanager
