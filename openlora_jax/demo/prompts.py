@@ -28,5 +28,5 @@ PROMPTS = (
     ),
     ask("Review: The soup was cold, the waiter was rude and we waited an hour for the bill.", 8, sentiment=1.0),
     ask("How do I make a cup of coffee?", 64, pirate=1.0),
-    ask("Emma Novak is a 29-year-old sailor from Bergen.", 64, json=0.5, pirate=0.5),
+    ask("Tell me about Emma Novak, a 29-year-old sailor from Bergen.", 64, json=0.6, pirate=0.6),
 )
