@@ -27,7 +27,6 @@ class GenerateRequest:
     params: SamplingParams
     mix: tuple[MixItem, ...] = ()
     deadline: float | None = None
-    request_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +37,6 @@ class ScoreRequest:
     completion_ids: tuple[int, ...]
     mix: tuple[MixItem, ...] = ()
     deadline: float | None = None
-    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

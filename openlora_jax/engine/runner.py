@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.config import EngineConfig
@@ -22,6 +21,7 @@ from openlora_jax.engine.work import PackedWork
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.forward import TileBatch
 from openlora_jax.model.parameters import Parameters
+from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.registry import Ops
 
 
@@ -43,11 +43,17 @@ class DeviceRunner:
         self.parameters = parameters
         self._max_forbidden = MAX_STOPS + len(model.eos_token_ids)
         self._table_width = -(-engine.max_model_len // engine.kv_block)
-        kv_shape = (model.num_layers, engine.kv_blocks, 2, model.num_kv_heads, engine.kv_block, model.head_dim)
+        kv = KvCache.create(
+            layers=model.num_layers,
+            blocks=engine.kv_blocks,
+            heads=model.num_kv_heads,
+            block_tokens=engine.kv_block,
+            width=model.head_dim,
+            dtype=engine.dtype,
+        )
         # Committed to the device, as what the programs return is: a program is compiled again for arrays that are not.
         self._state, self._kv = jax.device_put(
-            (SamplerState.create(engine.max_rows + 1, model.vocab_size), jnp.zeros(kv_shape, engine.dtype)),
-            jax.devices()[0],
+            (SamplerState.create(engine.max_rows + 1, model.vocab_size), kv), jax.devices()[0]
         )
         program = Program(model, ops)
         self._decode = jax.jit(program.decode, donate_argnames=("state", "kv"))
@@ -138,9 +144,9 @@ class DeviceRunner:
     def _tile_batch(self, tiles: Sequence[Tile], rows: int) -> TileBatch:
         padding = [0] * (rows - len(tiles))
         return TileBatch(
-            start=jnp.array([*(tile.start for tile in tiles), *padding], jnp.int32),
-            length=jnp.array([*(_length(tile) for tile in tiles), *padding], jnp.int32),
-            table=jnp.asarray(_padded([tile.blocks for tile in tiles], rows, self._table_width, SCRATCH_BLOCK)),
+            start=np.array([*(tile.start for tile in tiles), *padding], np.int32),
+            length=np.array([*(_length(tile) for tile in tiles), *padding], np.int32),
+            table=_padded([tile.blocks for tile in tiles], rows, self._table_width, SCRATCH_BLOCK),
         )
 
     def _sampling_batch(self, tiles: Sequence[Tile], rows: int) -> SamplingBatch:
@@ -205,7 +211,5 @@ def _padded(lists: Sequence[Sequence[int]], rows: int, width: int, filler: int =
 
 
 @partial(jax.jit, donate_argnames="kv")
-def _copy_block(
-    kv: Float[jax.Array, "Y B 2 K S E"], source: Int[jax.Array, ""], target: Int[jax.Array, ""]
-) -> Float[jax.Array, "Y B 2 K S E"]:
-    return kv.at[:, target].set(kv[:, source])
+def _copy_block(kv: KvCache, source: Int[jax.Array, ""], target: Int[jax.Array, ""]) -> KvCache:
+    return KvCache(*(blocks.at[:, target].set(blocks[:, source]) for blocks in kv))

@@ -15,9 +15,8 @@ from openlora_jax.engine.work import PackedWork
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.forward import AdapterBatch, TileBatch, hidden_states, logits
 from openlora_jax.model.parameters import Parameters
+from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.registry import Ops
-
-Kv = Float[Array, "Y B 2 K S E"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +30,12 @@ class Program:
         self,
         parameters: Parameters,
         state: SamplerState,
-        kv: Kv,
+        kv: KvCache,
         tiles: TileBatch,
         sampling: SamplingBatch,
         pools: PoolArrays,
         work: PackedWork,
-    ) -> tuple[SamplerState, Kv, Sampled]:
+    ) -> tuple[SamplerState, KvCache, Sampled]:
         """One token of every row: the one last sampled in its slot goes in, the next comes out."""
         adapters = AdapterBatch(pools, work.lists())
         tokens = state.last_token[sampling.slot][:, None]
@@ -48,14 +47,14 @@ class Program:
         self,
         parameters: Parameters,
         state: SamplerState,
-        kv: Kv,
+        kv: KvCache,
         tokens: Int32[Array, "T L"],
         tiles: TileBatch,
         samples: Bool[Array, ""],
         sampling: SamplingBatch,
         pools: PoolArrays,
         work: PackedWork,
-    ) -> tuple[SamplerState, Kv, Sampled]:
+    ) -> tuple[SamplerState, KvCache, Sampled]:
         """A chunk of prompts; where `samples`, also the token after each tile that is its prompt's last."""
         adapters = AdapterBatch(pools, work.lists())
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)
@@ -71,13 +70,13 @@ class Program:
     def score(
         self,
         parameters: Parameters,
-        kv: Kv,
+        kv: KvCache,
         tokens: Int32[Array, "T L"],
         targets: Int32[Array, "T L"],
         tiles: TileBatch,
         pools: PoolArrays,
         work: PackedWork,
-    ) -> tuple[Kv, "Scores"]:
+    ) -> tuple[KvCache, "Scores"]:
         """A chunk of sequences to score: the head runs on one token of each tile at a time, never on all."""
         adapters = AdapterBatch(pools, work.lists())
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
 from openlora_jax.model.rope import rotate, rotation
+from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.lora.api import WorkList
 from pallas_kernels.registry import Ops
 
@@ -36,10 +39,11 @@ class AdapterBatch:
         return ops.embedding_lora(tokens, y, *self.pools["embed_tokens"], self.work["embed_tokens"])
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class TileBatch:
-    """Where the tiles of a step are.
+AnyArray = Array | np.ndarray
+
+
+class TileBatch(NamedTuple):
+    """Where the tiles of a step are; arrays of the host as packed, of the device inside a step.
 
     Attributes:
         start: position of each tile's first token in its sequence.
@@ -47,9 +51,9 @@ class TileBatch:
         table: the KV blocks of its sequence.
     """
 
-    start: Int[Array, "T"]
-    length: Int[Array, "T"]
-    table: Int[Array, "T C"]
+    start: Int[AnyArray, "T"]
+    length: Int[AnyArray, "T"]
+    table: Int[AnyArray, "T C"]
 
 
 def hidden_states(
@@ -59,14 +63,14 @@ def hidden_states(
     tokens: Int[Array, "T L"],
     tiles: TileBatch,
     adapters: AdapterBatch,
-    kv: Float[Array, "Y B 2 K S E"],
-) -> tuple[Float[Array, "T L D"], Float[Array, "Y B 2 K S E"]]:
+    kv: KvCache,
+) -> tuple[Float[Array, "T L D"], KvCache]:
     """Runs every layer over the tiles; returns the hidden states before the last norm, and the cache."""
-    positions = tiles.start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    positions = jnp.asarray(tiles.start)[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     turn = rotation(config, positions)
     x = adapters.add_embedding(ops, tokens, parameters.embed[tokens])
 
-    def layer_step(layer: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def layer_step(layer: Array, carry: tuple[Array, KvCache]) -> tuple[Array, KvCache]:
         x, kv = carry
         attended, kv = _attention(config, ops, parameters, layer, x, turn, tiles, adapters, kv)
         x = x + attended
@@ -96,8 +100,8 @@ def _attention(
     turn: tuple[Float[Array, "T L 1 J"], ...],
     tiles: TileBatch,
     adapters: AdapterBatch,
-    kv: Float[Array, "Y B 2 K S E"],
-) -> tuple[Float[Array, "T L D"], Float[Array, "Y B 2 K S E"]]:
+    kv: KvCache,
+) -> tuple[Float[Array, "T L D"], KvCache]:
     normed = _rms_norm(x, parameters.attention_norm[layer], config.rms_norm_eps)
     joined = ops.linear(normed, parameters.qkv, layer)
     if parameters.qkv_bias is not None:
@@ -110,8 +114,9 @@ def _attention(
     if parameters.q_norm is not None and parameters.k_norm is not None:
         q = _rms_norm(q, parameters.q_norm[layer], config.rms_norm_eps)
         k = _rms_norm(k, parameters.k_norm[layer], config.rms_norm_eps)
-    kv = ops.kv_write(kv, rotate(k, turn), v, layer, tiles.table, tiles.start)
-    heads = ops.paged_attention(rotate(q, turn), kv, layer, tiles.table, tiles.start, tiles.length)
+    start, length, table = map(jnp.asarray, tiles)
+    kv = ops.kv_write(kv, rotate(k, turn), v, layer, table, start)
+    heads = ops.paged_attention(rotate(q, turn), kv, layer, table, start, length)
     flat = heads.reshape(*x.shape[:2], -1)
     return adapters.add(ops, "o_proj", flat, ops.linear(flat, parameters.o, layer), layer), kv
 

@@ -5,10 +5,12 @@ from typing import Protocol, runtime_checkable
 from jax import Array
 from jaxtyping import Float, Int
 
+from pallas_kernels.kv_cache import KvCache
+
 
 @runtime_checkable
 class KvWrite(Protocol):
-    """kv[layer, table[t, p // S], :, :, p % S] = (k[t, l], v[t, l]) for p = start[t] + l.
+    """The cache with k[t, l] and v[t, l] at position p = start[t] + l of tile t: block table[t, p // S], place p % S.
 
     The L positions of a tile lie in one block: `start` is a multiple of L, S a multiple of L. All L are written,
     those past a tile's length too: they lie past the sequence's end, where nothing reads before it is written again.
@@ -17,10 +19,10 @@ class KvWrite(Protocol):
 
     def __call__(
         self,
-        kv: Float[Array, "Y B 2 K S E"],
+        kv: KvCache,
         k: Float[Array, "T L K E"],
         v: Float[Array, "T L K E"],
         layer: Int[Array, ""],
         table: Int[Array, "T C"],
         start: Int[Array, "T"],
-    ) -> Float[Array, "Y B 2 K S E"]: ...
+    ) -> KvCache: ...

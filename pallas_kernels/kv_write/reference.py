@@ -4,16 +4,21 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from pallas_kernels.kv_cache import KvCache
+
 
 def kv_write(
-    kv: Float[Array, "Y B 2 K S E"],
+    kv: KvCache,
     k: Float[Array, "T L K E"],
     v: Float[Array, "T L K E"],
     layer: Int[Array, ""],
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
-) -> Float[Array, "Y B 2 K S E"]:
-    """kv[layer, table[t, p // S], :, :, p % S] = (k[t, l], v[t, l]) for p = start[t] + l."""
+) -> KvCache:
+    """The cache with k[t, l] and v[t, l] at position start[t] + l of tile t."""
     positions = start[:, None] + jnp.arange(k.shape[1])[None, :]
-    blocks = jnp.take_along_axis(table, positions // kv.shape[4], axis=1)
-    return kv.at[layer, blocks, :, :, positions % kv.shape[4]].set(jnp.stack([k, v], axis=2).astype(kv.dtype))
+    block, place = jnp.take_along_axis(table, positions // kv.block_tokens, axis=1), positions % kv.block_tokens
+    return KvCache(
+        keys=kv.keys.at[layer, block, :, :, place].set(k.astype(kv.keys.dtype)),
+        values=kv.values.at[layer, block, :, place].set(v.astype(kv.values.dtype)),
+    )

@@ -4,19 +4,24 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from pallas_kernels.kv_cache import KvCache
+
 
 def kv_write(
-    kv: Float[Array, "Y B 2 K S E"],
+    kv: KvCache,
     k: Float[Array, "T L K E"],
     v: Float[Array, "T L K E"],
     layer: Int[Array, ""],
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
-) -> Float[Array, "Y B 2 K S E"]:
-    """kv[layer, table[t, p // S], :, :, p % S] = (k[t, l], v[t, l]) for p = start[t] + l."""
-    block_tokens = kv.shape[4]
-    blocks = jnp.take_along_axis(table, (start // block_tokens)[:, None], axis=1)[:, 0]
-    fresh = jnp.stack([k, v], axis=1).swapaxes(2, 3).astype(kv.dtype)[:, None, None]
+) -> KvCache:
+    """The cache with k[t, l] and v[t, l] at position start[t] + l of tile t."""
+    blocks = jnp.take_along_axis(table, (start // kv.block_tokens)[:, None], axis=1)[:, 0]
+    places = start % kv.block_tokens
+    new_keys = k.transpose(0, 2, 3, 1).astype(kv.keys.dtype)[:, None, None]
+    new_values = v.transpose(0, 2, 1, 3).astype(kv.values.dtype)[:, None, None]
+    keys, values = kv
     for tile in range(k.shape[0]):
-        kv = lax.dynamic_update_slice(kv, fresh[tile], (layer, blocks[tile], 0, 0, start[tile] % block_tokens, 0))
-    return kv
+        keys = lax.dynamic_update_slice(keys, new_keys[tile], (layer, blocks[tile], 0, 0, places[tile]))
+        values = lax.dynamic_update_slice(values, new_values[tile], (layer, blocks[tile], 0, places[tile], 0))
+    return KvCache(keys, values)

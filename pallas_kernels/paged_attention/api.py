@@ -5,6 +5,8 @@ from typing import Protocol, runtime_checkable
 from jax import Array
 from jaxtyping import Float, Int
 
+from pallas_kernels.kv_cache import KvCache
+
 
 @runtime_checkable
 class PagedAttention(Protocol):
@@ -17,7 +19,7 @@ class PagedAttention(Protocol):
     def __call__(
         self,
         q: Float[Array, "T L H E"],
-        kv: Float[Array, "Y B 2 K S E"],
+        kv: KvCache,
         layer: Int[Array, ""],
         table: Int[Array, "T C"],
         start: Int[Array, "T"],

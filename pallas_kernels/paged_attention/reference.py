@@ -5,10 +5,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from pallas_kernels.kv_cache import KvCache
+
 
 def paged_attention(
     q: Float[Array, "T L H E"],
-    kv: Float[Array, "Y B 2 K S E"],
+    kv: KvCache,
     layer: Int[Array, ""],
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
@@ -16,10 +18,12 @@ def paged_attention(
 ) -> Float[Array, "T L H E"]:
     """o[t, l] = softmax(q[t, l] K^T / sqrt(E)) V over the positions 0..start[t] + l."""
     tiles, tokens, heads, width = q.shape
-    groups = heads // kv.shape[3]
-    # [T, C, 2, K, S, E] -> 2 of [T, C * S, H, E]
-    gathered = kv[layer, table].astype(jnp.float32).transpose(2, 0, 1, 4, 3, 5)
-    keys, values = jnp.repeat(gathered.reshape(2, tiles, -1, kv.shape[3], width), groups, axis=3)
+    groups = heads // kv.values.shape[2]
+    # To [T, C * S, H, E]
+    keys, values = (
+        jnp.repeat(blocks.astype(jnp.float32).reshape(tiles, -1, blocks.shape[3], width), groups, axis=2)
+        for blocks in (kv.keys[layer, table].transpose(0, 1, 4, 2, 3), kv.values[layer, table].transpose(0, 1, 3, 2, 4))
+    )
     key_position = jnp.arange(keys.shape[1])
     written = key_position[None, :] < (start + length)[:, None]
     values = jnp.where(written[:, :, None, None], values, 0)

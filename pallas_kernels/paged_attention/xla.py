@@ -4,10 +4,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from pallas_kernels.kv_cache import KvCache
+
 
 def paged_attention(
     q: Float[Array, "T L H E"],
-    kv: Float[Array, "Y B 2 K S E"],
+    kv: KvCache,
     layer: Int[Array, ""],
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
@@ -20,7 +22,7 @@ def paged_attention(
     lie side by side: two separate axes would make XLA copy both gathered blocks.
     """
     tiles, tokens, heads, width = q.shape
-    kv_heads, block_tokens = kv.shape[3:5]
+    kv_heads, block_tokens = kv.values.shape[2:4]
     batch, groups = tiles * kv_heads, heads // kv_heads
     grouped = q.reshape(tiles, tokens, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
     queries = grouped.reshape(batch, groups * tokens, width).astype(jnp.float32) * (width**-0.5)
@@ -30,15 +32,13 @@ def paged_attention(
     def add_block(c: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         best, total, summed = carry
         blocks = lax.dynamic_index_in_dim(table, c, axis=1, keepdims=False)
-        keys, values = (
-            kv.at[layer, blocks, part].get(mode="promise_in_bounds").reshape(batch, block_tokens, width)
-            for part in (0, 1)
-        )
+        keys = kv.keys.at[layer, blocks].get(mode="promise_in_bounds").reshape(batch, width, block_tokens)
+        values = kv.values.at[layer, blocks].get(mode="promise_in_bounds").reshape(batch, block_tokens, width)
         key_position = c * block_tokens + jnp.arange(block_tokens, dtype=jnp.int32)
         # Past its sequence's end a block holds what its former owner left, NaN perhaps, which times 0 is still NaN.
         written = key_position[None, :] < end[:, None]
         values = jnp.where(written[:, :, None], values.astype(jnp.float32), 0)
-        scores = jnp.einsum("nqe,nse->nqs", queries, keys.astype(jnp.float32))
+        scores = jnp.einsum("nqe,nes->nqs", queries, keys.astype(jnp.float32))
         scores = jnp.where(key_position[None, None, :] <= position[:, :, None], scores, -jnp.inf)
         new_best = jnp.maximum(best, jnp.max(scores, axis=-1))
         weights = jnp.exp(scores - new_best[..., None])

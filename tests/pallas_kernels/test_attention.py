@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.kv_write import reference as write_reference
 from pallas_kernels.kv_write import xla as write_xla
 from pallas_kernels.kv_write.api import KvWrite
@@ -19,7 +20,7 @@ ATTENTIONS = pytest.mark.parametrize(
 
 
 def scene(ends: list[int], tokens: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
-    """Queries, a cache and block tables of sequences of these lengths; what lies past an end is NaN."""
+    """Queries, keys and values `[Y, B, 2, K, S, E]`, block tables of sequences of these lengths; past an end is NaN."""
     generator = np.random.default_rng(sum(ends) + tokens)
     q = generator.normal(size=(len(ends), tokens, HEADS, WIDTH)).astype(np.float32)
     kv = generator.normal(size=(LAYERS, BLOCKS, 2, KV_HEADS, BLOCK, WIDTH)).astype(np.float32)
@@ -28,6 +29,10 @@ def scene(ends: list[int], tokens: int) -> tuple[NDArray[np.float32], NDArray[np
         for position in range(end, COLUMNS * BLOCK):
             kv[:, blocks[position // BLOCK], :, :, position % BLOCK] = np.nan
     return q, kv, table
+
+
+def cache(kv: NDArray[np.float32]) -> KvCache:
+    return KvCache(jnp.asarray(kv[:, :, 0].swapaxes(3, 4)), jnp.asarray(kv[:, :, 1]))
 
 
 def expected(
@@ -58,7 +63,7 @@ def test_attention_sees_its_own_sequence_up_to_itself(
     for layer in range(LAYERS):
         out = jax.jit(attention)(
             jnp.asarray(q),
-            jnp.asarray(kv),
+            cache(kv),
             jnp.int32(layer),
             jnp.asarray(table),
             jnp.asarray(starts, jnp.int32),
@@ -83,11 +88,12 @@ def test_keys_and_values_land_at_their_positions_and_nowhere_else(
             block, offset = divmod(start + token, BLOCK)
             want[1, table[tile, block], :, :, offset] = k[tile, token], v[tile, token]
     after = jax.jit(kv_write)(
-        jnp.asarray(before),
+        cache(before),
         jnp.asarray(k),
         jnp.asarray(v),
         jnp.int32(1),
         jnp.asarray(table),
         jnp.asarray(starts, jnp.int32),
     )
-    np.testing.assert_array_equal(after, want)
+    np.testing.assert_array_equal(after.keys, cache(want).keys)
+    np.testing.assert_array_equal(after.values, cache(want).values)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.engine.plan import StepPlan, StepResult
 from openlora_jax.engine.runner import DeviceRunner
 from openlora_jax.inputs import Adapter
+from pallas_kernels.kv_cache import KvCache
 from tests.openlora_jax.adapters.poison import poison_free
 from tests.system.compare import GREEDY, assert_same
 from tests.system.crowd import Crowd
