@@ -14,7 +14,6 @@ from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.engine.plan import StepPlan, StepResult
 from openlora_jax.engine.runner import DeviceRunner
 from openlora_jax.inputs import Adapter
-from pallas_kernels.kv_cache import KvCache
 from tests.openlora_jax.adapters.poison import poison_free
 from tests.system.compare import GREEDY, assert_same
 from tests.system.crowd import Crowd
@@ -40,9 +39,7 @@ class Poisoned:
     def run(self, plan: StepPlan) -> StepResult:
         free = np.zeros(self._blocks.usable + 1, np.bool_)
         free[self._blocks._free] = True
-        mask = jnp.asarray(free)[None, :, None, None, None]
-        kv = self._runner._kv
-        self._runner._kv = KvCache(*(jnp.where(mask, jnp.float32(math.nan), blocks) for blocks in kv))
+        self._runner._kv = jax.tree.map(partial(_poison_blocks, free), self._runner._kv)
         poison_free(self._runner.pool, self._owned())
         self.steps += 1
         return DeviceRunner.run(self._runner, plan)
