@@ -31,7 +31,7 @@ class Call:
     """What a handler knows of its call beside the request.
 
     Attributes:
-        id: names the call in the log, in the engine and in an INTERNAL status.
+        id: names the call in the log and in an INTERNAL status.
         llm: what answers.
         facts: for the log line; never text of a prompt or an answer.
     """

@@ -25,6 +25,9 @@ from serving import status
 from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
 
+MAX_ANSWER = 64 * 1024**2
+"""Bytes of a message: many samples with all their alternatives are more than gRPC's own limit of 4 MiB."""
+
 Target = Adapter | Sequence[MixItem]
 Answer = TypeVar("Answer")
 Built = TypeVar("Built", bound=Message)
@@ -39,7 +42,7 @@ class Client:
     """
 
     def __init__(self, address: str, timeout: float | None = None) -> None:
-        self._channel = grpc.insecure_channel(address)
+        self._channel = grpc.insecure_channel(address, [("grpc.max_receive_message_length", MAX_ANSWER)])
         self._stub = pb_grpc.OpenLoraStub(self._channel)
         self._timeout = timeout
 
@@ -105,15 +108,15 @@ class Client:
         return self._call(self._stub.GetAdapter, pb.GetAdapterRequest(name=name), pb.Adapter)
 
     def load_adapter(self, name: str) -> pb.Adapter:
-        """Begins to read a registered adapter into host memory."""
+        """Reads a registered adapter into host memory, and waits for it."""
         return self._call(self._stub.LoadAdapter, pb.LoadAdapterRequest(name=name), pb.Adapter)
 
     def unload_adapter(self, name: str) -> pb.Adapter:
-        """Drops an adapter that nobody uses from memory; it stays registered."""
+        """Unpins an adapter and frees its memory, with its last request if it has some; it stays registered."""
         return self._call(self._stub.UnloadAdapter, pb.UnloadAdapterRequest(name=name), pb.Adapter)
 
     def pin_adapter(self, name: str, pinned: bool = True) -> pb.Adapter:
-        """Keeps an adapter in memory, or lets it go again."""
+        """Keeps an adapter on the device from its next request on, or lets it go again."""
         return self._call(self._stub.PinAdapter, pb.PinAdapterRequest(name=name, pinned=pinned), pb.Adapter)
 
     def server_info(self) -> pb.ServerInfoResponse:

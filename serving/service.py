@@ -116,13 +116,13 @@ def _submitted(request: GenerateRequest | ScoreRequest, call: Call) -> Iterator[
 async def _generate_request(request: pb.GenerateRequest, call: Call) -> GenerateRequest:
     work = translate.generate_input(request, call.llm.config.max_model_len)
     generate = await asyncio.to_thread(work.request, call.llm.tokenizer)
-    return replace(generate, deadline=call.deadline, request_id=call.id)
+    return replace(generate, deadline=call.deadline)
 
 
 async def _score_request(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
     work = translate.score_input(request, call.llm.config.max_model_len)
     score = await asyncio.to_thread(work.request, call.llm.tokenizer)
-    return replace(score, deadline=call.deadline, request_id=call.id)
+    return replace(score, deadline=call.deadline)
 
 
 def _finished(event: Finished, call: Call) -> pb.Finished:
