@@ -1,7 +1,8 @@
 # ruff: noqa: N802 (methods bear the names of the proto's RPCs)
 """The RPCs of `openlora.v1.OpenLora`: a request becomes a call of the library, and what comes back becomes messages.
 
-What may wait for a disk or take a while (tokenising, the registry) runs off the event loop.
+What takes a while (tokenising, listing, loading) runs off the event loop. Submitting does not: it takes short locks and
+looks at the registry file, which is read again only where it has grown.
 """
 
 import asyncio
