@@ -78,6 +78,14 @@ class AdapterUnavailable(OpenLoraError):
         self.reason = reason
 
 
+class NotFinite(OpenLoraError):
+    """The model's output for this request is NaN or infinite; other requests are not touched."""
+
+    def __init__(self, adapters: str) -> None:
+        super().__init__(f"the output of {adapters} is not finite; use smaller weights, or convert the adapter again")
+        self.adapters = adapters
+
+
 class Overloaded(OpenLoraError):
     """A limit of the server is reached; the same request may succeed later."""
 

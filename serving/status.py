@@ -50,6 +50,7 @@ ROWS = (
         {"path": str, "feature": str, "remedy": str},
     ),
     Row(errors.BadCheckpoint, grpc.StatusCode.DATA_LOSS, "BAD_CHECKPOINT"),
+    Row(errors.NotFinite, grpc.StatusCode.INTERNAL, "NOT_FINITE", {"adapters": str}),
     Row(errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", {"limit": str, "value": int}),
     Row(errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", {"phase": str}),
     Row(errors.EngineStopped, grpc.StatusCode.UNAVAILABLE, "ENGINE_STOPPED", {"reason": str}),

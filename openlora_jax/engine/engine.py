@@ -9,6 +9,7 @@ dropped. Whatever way a request ends, `_end` is where its slots, KV blocks and a
 
 import itertools
 import logging
+import math
 import secrets
 import threading
 import time
@@ -20,13 +21,13 @@ from typing import Protocol, runtime_checkable
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.plan import Runner, StepResult, TileScores
-from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest
+from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest, TokenLogprobs
 from openlora_jax.engine.results import last_events, take_scores, take_token
 from openlora_jax.engine.scheduler import Launch, Schedule, Scheduler
 from openlora_jax.engine.sequence import Adapters, LiveRequest, Sequence
 from openlora_jax.engine.stopping import Detokenizer, Output
 from openlora_jax.engine.stream import EventStream
-from openlora_jax.errors import DeadlineExceeded, EngineStopped, OpenLoraError, Overloaded
+from openlora_jax.errors import DeadlineExceeded, EngineStopped, NotFinite, OpenLoraError, Overloaded
 
 POLL = 0.05
 """Seconds between looks at deadlines and adapters while requests wait and nothing runs."""
@@ -293,6 +294,9 @@ class Engine:
             if sequence.finished or output is None:
                 continue
             live = sequence.request
+            if not _finite(output):
+                self._end(live, error=NotFinite(live.answerer))
+                continue
             if isinstance(output, TileScores):
                 ended = take_scores(sequence, tile.start, output)
             else:
@@ -338,3 +342,8 @@ class Engine:
                 self._end(live, error=EngineStopped(self._closed))
             except Exception:  # one broken request must not leave the others' readers waiting
                 log.exception("a request could not be ended cleanly")
+
+
+def _finite(output: TokenLogprobs | TileScores) -> bool:
+    """Whether the row's logits were: NaN or an infinity among them leaves no log-probability finite."""
+    return all(map(math.isfinite, output.logprobs if isinstance(output, TileScores) else (output.logprob,)))

@@ -97,6 +97,11 @@ class LiveRequest:
         return tuple(lease.digest for lease in self.leases)
 
     @property
+    def answerer(self) -> str:
+        """Who answers, in words."""
+        return " + ".join(f"{item.weight:g} {item.adapter!r}" for item in self.request.mix) or "the base model"
+
+    @property
     def load_error(self) -> OpenLoraError | None:
         return next((lease.error for lease in self.leases if lease.error is not None), None)
 

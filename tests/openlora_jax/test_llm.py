@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from openlora_jax import LLM, SamplingParams
-from openlora_jax.engine.request import GenerateRequest
-from openlora_jax.errors import InvalidConfig, InvalidRequest, OpenLoraError, UnknownAdapter
+from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.adapters.synthetic import install_synthetic
+from openlora_jax.engine.request import GenerateRequest, MixItem
+from openlora_jax.errors import InvalidConfig, InvalidRequest, NotFinite, OpenLoraError, UnknownAdapter
 from openlora_jax.inputs import Adapter, Prompt
+from openlora_jax.outputs import Generation, collect
 from tests.openlora_jax.tiny import DIGEST, MODEL, SETTINGS
 
 PROMPTS: list[Prompt] = ["hello", [5, 6, 7], [{"role": "user", "content": "hi"}], "the sea is", "a", [9] * 40]
@@ -51,6 +54,20 @@ def test_a_seed_reproduces_in_any_company(tiny_llm: LLM) -> None:
     answers = tiny_llm.generate(["a", "hello", "b"], [others, again, others], ["two", "one", None])
     assert [sample.token_ids for sample in answers[1].outputs] == [sample.token_ids for sample in first.outputs]
     assert first.outputs[0].token_ids != first.outputs[1].token_ids
+
+
+def test_what_is_not_finite_ends_its_request_alone(tiny_llm: LLM, tiny_store: Path) -> None:
+    store = AdapterStore(tiny_store)
+    install_synthetic(store, MODEL, DIGEST, {"huge": 3}, scale=3e36)
+    [expected] = tiny_llm.generate("a", GREEDY, "one")
+    good = tiny_llm.engine.submit(GenerateRequest(prompt_ids=(5,), params=GREEDY, mix=(MixItem("one"),)))
+    with pytest.raises(NotFinite, match=r"1e\+06 'huge' is not finite"):
+        tiny_llm.generate("a", GREEDY, {"huge": 1e6})
+    with pytest.raises(NotFinite):
+        tiny_llm.score("a", "b", {"huge": 1e6})
+    assert isinstance(collect(good), Generation)
+    assert tiny_llm.generate("a", GREEDY, "one")[0].outputs == expected.outputs
+    store.remove("huge")
 
 
 def test_digests_name_what_answered(tiny_llm: LLM) -> None:

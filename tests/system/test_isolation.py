@@ -14,6 +14,7 @@ from openlora_jax import LLM
 from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.engine.plan import StepPlan, StepResult
 from openlora_jax.engine.runner import DeviceRunner
+from openlora_jax.errors import NotFinite
 from openlora_jax.inputs import Adapter
 from tests.openlora_jax.adapters.poison import poison_free
 from tests.system.compare import GREEDY, assert_same
@@ -84,7 +85,7 @@ def test_memory_that_belongs_to_nobody_is_in_no_answer(
 def test_the_poison_would_show(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     with poisoned(llm, monkeypatch) as poison:
         monkeypatch.setattr(poison, "_owned", list)
-        [answer] = llm.generate(["a"], GREEDY, "adapter-11")
-    assert any(math.isnan(token.logprob) for token in answer.outputs[0].logprobs)
+        with pytest.raises(NotFinite, match="adapter-11"):
+            llm.generate(["a"], GREEDY, "adapter-11")
     for status in llm.adapters.status():
         llm.adapters.unload(status.digest)
