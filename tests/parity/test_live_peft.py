@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,13 @@ FAMILIES = {
     for tied in (True, False)
 }
 ALL_LINEAR = AdapterCase(config={"r": 20, "lora_alpha": 10, "use_rslora": True, "target_modules": "all-linear"})
+
+TRAINED_DIFFERENTLY: dict[str, dict[str, Any]] = {
+    "monteclora": {"monteclora_config": {"num_samples": 2, "buffer_size": 2}},
+    "velora": {"velora_config": {"num_groups": 8, "init_type": "random"}},
+    "lora_ga": {"init_lora_weights": "lora_ga", "lora_ga_config": {"scale": "stable"}},
+}
+"""What changes training alone: peft, too, serves what it saved as a plain LoRA."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -59,6 +67,17 @@ def test_feature(name: str, bases: dict[str, Path], house: House, goldens: Golde
     adapted = score(load_adapter(base, adapter), goldens.rows)
     assert max_difference(house.score(base, goldens.rows), adapted) >= MOVED
     assert max_difference(house.score(base, goldens.rows, {adapter.name: 2.0}), adapted) >= MOVED
+    assert max_difference(house.score(base, goldens.rows, {adapter.name: 1.0}), adapted) <= BOUND
+
+
+@pytest.mark.parametrize("name", TRAINED_DIFFERENTLY)
+def test_trained_differently(name: str, bases: dict[str, Path], house: House, goldens: Goldens, tmp_path: Path) -> None:
+    case = AdapterCase(config={"r": 6, "lora_alpha": 9, "target_modules": "all-linear", **TRAINED_DIFFERENTLY[name]})
+    base, adapter = bases["llama"], tmp_path / f"live_{name}"
+    make_adapter(case, base, adapter, SEED)
+    house.install(adapter.name, adapter, base)
+    adapted = score(load_adapter(base, adapter), goldens.rows)
+    assert max_difference(house.score(base, goldens.rows), adapted) >= MOVED
     assert max_difference(house.score(base, goldens.rows, {adapter.name: 1.0}), adapted) <= BOUND
 
 
