@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from openlora_jax.errors import InvalidConfig
 
 BackendName = Literal["auto", "cpu", "cuda", "tpu", "interpret"]
+Dtype = Literal["float32", "bfloat16"]
+"""Of weights and adapters, on disk and on the device."""
 Positive = Annotated[int, Field(ge=1)]
 Tiled = Annotated[int, Field(ge=16, multiple_of=16)]
 Config = TypeVar("Config", bound="EngineConfig")  # not Self, which beartype cannot check
@@ -41,7 +43,7 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backend: BackendName = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     max_rows: Positive = 16
     row_buckets: tuple[Positive, ...] = Field(default_factory=lambda others: _up_to(others["max_rows"], 1, 4))
     prefill_chunk: Tiled = 256

@@ -1,5 +1,8 @@
 """Every error that a caller can cause: typed, with its data, in one line of text: what, the limit, the way out."""
 
+MAX_PROBLEMS = 20
+"""Problems of one file that an error's text lists."""
+
 
 class OpenLoraError(Exception):
     """The base of all: the CLI prints its text and exits with 2, the wire maps each class to a status."""
@@ -24,10 +27,11 @@ class InvalidConfig(OpenLoraError):
 
 
 class BadCheckpoint(OpenLoraError):
-    """A file that is not what its format promises; lists every problem found, not only the first."""
+    """A file that is not what its format promises; lists the problems found, not only the first."""
 
     def __init__(self, path: object, *problems: str) -> None:
-        super().__init__(f"{path}: " + "; ".join(problems))
+        rest = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        super().__init__(f"{path}: " + "; ".join([*problems[:MAX_PROBLEMS], *rest]))
         self.path = str(path)
         self.problems = problems
 

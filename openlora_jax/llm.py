@@ -1,6 +1,6 @@
 """The library in one object: the base model, the adapters and the engine, put together from their parts."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -15,7 +15,7 @@ from openlora_jax.adapters.pages import pool_capacities
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.adapters.store import AdapterStore
-from openlora_jax.config import BackendName, EngineConfig
+from openlora_jax.config import BackendName, Dtype, EngineConfig
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.engine import Engine
 from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
@@ -25,17 +25,15 @@ from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import InvalidConfig, InvalidRequest
 from openlora_jax.inputs import Adapter, Prompt, completion_ids, mix_of, prompt_ids
 from openlora_jax.memory import MemoryPlan, host_memory
-from openlora_jax.model.checkpoint import BaseManifest, Dtype, read_weights
+from openlora_jax.model.checkpoint import BaseManifest, read_weights
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
 from openlora_jax.model.transformer import Transformer
 from openlora_jax.model.weights import with_values
 from openlora_jax.outputs import Generation, collect
+from openlora_jax.progress import Progress
 from openlora_jax.tokenizer import Tokenizer
 from pallas_kernels.registry import Ops, resolve
-
-Progress = Callable[[str, int, int], None]
-"""Told the step that begins, how many are done, and of how many."""
 
 Item = TypeVar("Item")
 

@@ -23,7 +23,6 @@ MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
 MAX_NAME_BYTES = 256
 MAX_DIMS = 3
-MAX_PROBLEMS = 20
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -164,5 +163,4 @@ def _layout_problems(tensors: list[tuple[str, TensorInfo]], data_start: int, siz
 def _refuse(path: Path, problems: Iterable[str]) -> None:
     found = list(problems)
     if found:
-        rest = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
-        raise BadCheckpoint(path, *found[:MAX_PROBLEMS], *rest)
+        raise BadCheckpoint(path, *found)

@@ -85,7 +85,7 @@ def read_config(path: Path) -> tuple[AdapterConfig, list[str]]:
         config = AdapterConfig.model_validate(fields)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc']))[:100]}: {each['msg']}" for each in error.errors()]
-        raise BadCheckpoint(path, *problems[:20]) from error
+        raise BadCheckpoint(path, *problems) from error
     _refuse_initialisation(path, str(config.init_lora_weights).lower())
     return config, _warnings(config, fields)
 

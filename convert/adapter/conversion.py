@@ -12,8 +12,9 @@ from convert.adapter.config import AdapterConfig, read_config
 from convert.adapter.layers import Layers, find_layers
 from convert.adapter.stack import Stacked, stack_layers
 from openlora_jax.adapters.artifact import Tensor, artifact_digest
-from openlora_jax.adapters.manifest import AdapterDtype, Manifest
+from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.modules import module_shapes
+from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.safetensors_file import SafetensorsFile
@@ -38,7 +39,7 @@ class Conversion:
 
 
 def convert_adapter(
-    source: Path, base: BaseManifest, dtype: AdapterDtype = "float32", strict_base: bool = False
+    source: Path, base: BaseManifest, dtype: Dtype = "float32", strict_base: bool = False
 ) -> Conversion:
     """Reads and checks a PEFT LoRA checkpoint against a base model.
 

@@ -11,7 +11,7 @@ from convert.adapter.patterns import Pattern
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.model.config import ModelConfig
-from openlora_jax.safetensors_file import MAX_PROBLEMS, TensorInfo
+from openlora_jax.safetensors_file import TensorInfo
 
 UNGATHERED = (
     "DeepSpeed ZeRO-3 or FSDP saved a shard; gather the parameters (zero.GatheredParameters, summon_full_params) "
@@ -157,5 +157,4 @@ def _tied_head(embedding: Layer, scales: _Scales) -> Layer:
 
 def _refuse(path: Path, problems: list[str]) -> None:
     if problems:
-        rest = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
-        raise BadCheckpoint(path, *problems[:MAX_PROBLEMS], *rest)
+        raise BadCheckpoint(path, *problems)

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from convert.adapter.layers import Layer, Layers
 from openlora_jax.adapters.artifact import DTYPES, Tensor
-from openlora_jax.adapters.manifest import AdapterDtype, LowRank
+from openlora_jax.adapters.manifest import LowRank
 from openlora_jax.adapters.modules import MODULES, PAGE_RANK, ModuleShape
+from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
-from openlora_jax.safetensors_file import MAX_PROBLEMS, SafetensorsFile
+from openlora_jax.safetensors_file import SafetensorsFile
 
 F32 = NDArray[np.float32]
 
@@ -33,9 +34,7 @@ class Stacked:
     norms: dict[str, float]
 
 
-def stack_layers(
-    file: SafetensorsFile, found: Layers, shapes: Mapping[str, ModuleShape], dtype: AdapterDtype
-) -> Stacked:
+def stack_layers(file: SafetensorsFile, found: Layers, shapes: Mapping[str, ModuleShape], dtype: Dtype) -> Stacked:
     """Reads every layer once. Memory: the result, in float32, and one layer.
 
     Raises:
@@ -47,7 +46,7 @@ def stack_layers(
     for module, group in groupby(ordered, key=lambda layer: layer.target.module):
         _stack_module(file, module, list(group), shapes[module], DTYPES[dtype], stacked, problems)
     if problems:
-        raise BadCheckpoint(file.path, *problems[:MAX_PROBLEMS])
+        raise BadCheckpoint(file.path, *problems)
     if not any(stacked.norms.values()):
         raise BadCheckpoint(file.path, "every delta is zero: lora_B is untrained, or lora_alpha is 0")
     return stacked

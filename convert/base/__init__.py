@@ -2,4 +2,3 @@
 
 from convert.base.conversion import BaseReport as BaseReport
 from convert.base.conversion import convert_base as convert_base
-from convert.base.progress import progress_bar as progress_bar

@@ -13,11 +13,13 @@ from convert.base.gguf_tokenizer import read_gguf_tokenizer
 from convert.base.hf_config import read_hf_config
 from convert.base.source import GgufSource, SafetensorsSource, TensorSource
 from convert.base.tokenizer_files import TokenizerFiles, read_hf_tokenizer
-from convert.base.weights import Progress, convert_weights, weight_bytes
+from convert.base.weights import convert_weights, weight_bytes
+from openlora_jax.config import Dtype
 from openlora_jax.digest import content_digest
 from openlora_jax.errors import BadCheckpoint, CannotInstall
-from openlora_jax.model.checkpoint import BaseManifest, Dtype, write_weights
+from openlora_jax.model.checkpoint import BaseManifest, write_weights
 from openlora_jax.model.config import ModelConfig
+from openlora_jax.progress import Progress
 from openlora_jax.staging import staged_directory
 
 

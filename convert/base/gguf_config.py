@@ -110,7 +110,7 @@ def _llama_keys(file: GgufFile) -> LlamaKeys:
         keys = LlamaKeys.model_validate(fields)
     except ValidationError as error:
         problems = [f"{prefix}{item['loc'][0]}: {item['msg']}" for item in error.errors()]
-        raise BadCheckpoint(file.path, *problems[:20]) from error
+        raise BadCheckpoint(file.path, *problems) from error
     if keys.expert_count:
         raise UnsupportedFeature(file.path, "a mixture of experts", "use a dense model")
     return keys

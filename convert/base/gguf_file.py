@@ -26,7 +26,6 @@ MAX_TENSORS = 20_000
 MAX_STRING_BYTES = 1 << 20
 MAX_ARRAY_ITEMS = 1 << 20
 MAX_DIMS = 3
-MAX_PROBLEMS = 20
 
 TENSOR_TYPES = {kind.value: kind.name for kind in GGMLQuantizationType}
 SUPPORTED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
@@ -204,7 +203,7 @@ class _Header:
         if position > self.size:
             problems.append(f"tensors up to byte {position:,} in a file of {self.size:,}: cut short?")
         if problems:
-            raise BadCheckpoint(self.path, *problems[:MAX_PROBLEMS])
+            raise BadCheckpoint(self.path, *problems)
         return tensors
 
     def _supported(self, name: str, number: int) -> GGMLQuantizationType:

@@ -107,7 +107,7 @@ def _validated(kind: type[Model], path: Path, fields: dict[str, Any]) -> Model:
         return kind.model_validate(fields)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise BadCheckpoint(path, *problems[:20]) from error
+        raise BadCheckpoint(path, *problems) from error
 
 
 def _refuse_features(path: Path, family: Family, config: HfConfig) -> None:

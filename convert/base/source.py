@@ -72,7 +72,7 @@ class SafetensorsSource:
             for name in sorted((indexed or set()) - file.tensors.keys()):
                 problems.append(f"tensor {name[:80]!r} is not in {shard}, where {INDEX} puts it")
         if problems:
-            raise BadCheckpoint(self.path, *problems[:20])
+            raise BadCheckpoint(self.path, *problems)
 
     def file_of(self, name: str) -> Path:
         return self._holder[name].path

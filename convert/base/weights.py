@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,16 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.base.source import TensorSource
+from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
-from openlora_jax.model.checkpoint import Dtype
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.weight import Weight
 from openlora_jax.model.weights import weight_table
+from openlora_jax.progress import Progress
 
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a stage, the bytes done so far and the bytes of all."""
-
-MAX_PROBLEMS = 20
 ROTARY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Old checkpoints hold the rotary frequencies, which follow from the configuration."""
 
@@ -101,5 +98,4 @@ def _show(shape: tuple[int, ...]) -> str:
 def _refuse(source: TensorSource, problems: Iterable[str]) -> None:
     found = list(problems)
     if found:
-        rest = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
-        raise BadCheckpoint(source.path, *found[:MAX_PROBLEMS], *rest)
+        raise BadCheckpoint(source.path, *found)

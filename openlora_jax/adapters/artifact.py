@@ -14,7 +14,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from openlora_jax.adapters.manifest import AdapterDtype, Manifest
+from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.config import Dtype
 from openlora_jax.digest import content_digest
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.untrusted import read_json_object
@@ -23,11 +24,11 @@ Tensor = np.ndarray[Any, np.dtype[Any]]
 Tensors = Mapping[str, Tensor]
 """Tensor name -> array, with the names, shapes and dtype that the artifact's `Manifest` states."""
 
-DTYPES: Mapping[AdapterDtype, np.dtype[Any]] = {
+DTYPES: Mapping[Dtype, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-_ZARR_DTYPES: Mapping[AdapterDtype, str] = {"float32": "<f4", "bfloat16": "bfloat16"}
+_ZARR_DTYPES: Mapping[Dtype, str] = {"float32": "<f4", "bfloat16": "bfloat16"}
 _MANIFEST = "manifest.json"
 _TENSORS = "tensors"
 CHUNK = "0.0.0.0"
@@ -120,7 +121,7 @@ def _check_chunk(path: Path, size: int) -> None:
         raise BadCheckpoint(path, f"has {found:,} bytes where the manifest states {size:,}")
 
 
-def _zarr(path: Path, shape: tuple[int, ...], dtype: AdapterDtype) -> dict[str, Any]:
+def _zarr(path: Path, shape: tuple[int, ...], dtype: Dtype) -> dict[str, Any]:
     """How orbax stores one array; tensorstore refuses what is stored otherwise.
 
     Read by tensorstore itself, orbax's own reader, because a restore through orbax takes twice as long.

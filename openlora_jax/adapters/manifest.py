@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from openlora_jax.adapters.modules import MODULES, PAGE_RANK, ModuleShape
+from openlora_jax.config import Dtype
 
 MAX_RANK = 256
 """Ranks of one module of one adapter, at most."""
 
-AdapterDtype = Literal["float32", "bfloat16"]
-ITEMSIZE: Mapping[AdapterDtype, int] = {"float32": 4, "bfloat16": 2}
+ITEMSIZE: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2}
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
@@ -55,7 +55,7 @@ class Manifest(BaseModel):
 
     format: Literal[1] = 1
     base_digest: Digest
-    dtype: AdapterDtype
+    dtype: Dtype
     modules: Annotated[dict[str, LowRank], Field(min_length=1)]
 
     @field_validator("modules")

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from openlora_jax.adapters.artifact import CHUNK, DTYPES, Tensor, Tensors, artifact_digest, tensor_folder
-from openlora_jax.adapters.manifest import AdapterDtype, LowRank, Manifest
+from openlora_jax.adapters.manifest import LowRank, Manifest
 from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
 from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.config import Dtype
 from openlora_jax.model.config import ModelConfig
 
 
 def synthetic_manifest(
-    config: ModelConfig, base_digest: str, modules: Sequence[str], rank: int, dtype: AdapterDtype = "float32"
+    config: ModelConfig, base_digest: str, modules: Sequence[str], rank: int, dtype: Dtype = "float32"
 ) -> Manifest:
     """The manifest of an adapter with one rank on every layer of `modules`."""
     shapes = module_shapes(config)
@@ -58,7 +59,7 @@ def install_synthetic(
     modules: Sequence[str] = ("q_proj", "v_proj"),
     rank: int = 8,
     scale: float = 0.1,
-    dtype: AdapterDtype = "float32",
+    dtype: Dtype = "float32",
 ) -> dict[str, str]:
     """Installs one adapter for every name in `seeds`; returns the digests by name.
 

@@ -21,6 +21,7 @@ from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.llm import LLM
 from openlora_jax.model.checkpoint import BaseManifest
+from openlora_jax.progress import Progress
 
 LINEAR_MODULES = tuple(module for module in MODULES if module not in ("embed_tokens", "lm_head"))
 """What the synthetic adapters target: all seven of them, the dearest case."""
@@ -28,7 +29,6 @@ LINEAR_MODULES = tuple(module for module in MODULES if module not in ("embed_tok
 STEPS = 8
 """Decode steps dispatched in a row, as the engine does, without waiting for each; a sample is their mean."""
 
-Progress = Callable[[str, int, int], None]
 Step = TypeVar("Step")
 
 
@@ -171,7 +171,8 @@ def _round(
 def _decode_step_ms(llm: LLM, names: Sequence[str | None], workload: Workload) -> float:
     """A decode step of the idle engine's runner, half the new tokens in; the adapters are resident from the batch."""
     digests = [None if name is None else llm.store.resolve(name) for name in names]
-    leases = {digest: llm.adapters.acquire(digest, digest) for digest in digests if digest}
+    distinct = [digest for digest in dict.fromkeys(digests) if digest]
+    leases = dict(zip(distinct, llm.adapters.acquire(*zip(distinct, distinct, strict=True)), strict=True))
     try:
         llm.adapters.place(*leases.values())
         pages = [() if digest is None else ((leases[digest].pages, 1.0),) for digest in digests]

@@ -36,7 +36,7 @@ def throughput(
     from openlora_jax.bench import report
     from openlora_jax.bench.throughput import Workload, install_adapters, measure, settings
     from openlora_jax.cli.loading import load
-    from openlora_jax.cli.rows import progress_bar
+    from openlora_jax.cli.progress import shown_progress
 
     workload = Workload(
         requests=requests,
@@ -49,13 +49,8 @@ def throughput(
     other = _peer(peer, base, workload.adapters, workload.ranks)
     with tempfile.TemporaryDirectory() as store:
         install_adapters(Path(store), base, workload)
-        with load(str(base), store, config=settings(workload)) as llm, progress_bar() as bar:
-            task = bar.add_task("warm-up", total=None)
-
-            def show(stage: str, done: int, total: int) -> None:
-                bar.update(task, description=stage, completed=done, total=total)
-
-            results = measure(llm, workload, other, show)
+        with load(str(base), store, config=settings(workload)) as llm, shown_progress("warm-up") as progress:
+            results = measure(llm, workload, other, progress)
             setup = report.setup(llm, workload, other.name if other else None)
     console = Console()
     machine, versions = setup["machine"], setup["versions"]

@@ -2,15 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from openlora_jax.config import Dtype
 from openlora_jax.errors import AdapterExists
 
 app = typer.Typer(no_args_is_help=True)
-
-Dtype = Literal["float32", "bfloat16"]
 
 
 @app.callback()
@@ -25,9 +24,12 @@ def base(
     dtype: Annotated[Dtype, typer.Option(help="Of the stored weights.")] = "float32",
 ) -> None:
     """Converts a base model, and prints a JSON report."""
-    from convert.base import convert_base, progress_bar
+    from rich.progress import DownloadColumn
 
-    with progress_bar() as progress:
+    from convert.base import convert_base
+    from openlora_jax.cli.progress import shown_progress
+
+    with shown_progress("reading", DownloadColumn()) as progress:
         report = convert_base(source, destination, dtype, progress)
     made = {"source": str(source), "destination": str(destination), "digest": report.manifest.digest, "dtype": dtype}
     sizes = {"tensors": report.tensors, "parameters": report.parameters, "bytes": report.bytes}

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openlora_jax.cli.rows import progress_bar
+from openlora_jax.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from openlora_jax.llm import LLM
@@ -22,10 +22,5 @@ def load(base: str, store: str | None, **settings: Any) -> "LLM":
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "openlora-jax"))
-    with progress_bar() as bar:
-        task = bar.add_task("loading", total=None)
-
-        def show(step: str, done: int, total: int) -> None:
-            bar.update(task, description=step, completed=done, total=total)
-
-        return LLM(base, store, progress=show, **settings)
+    with shown_progress("loading") as progress:
+        return LLM(base, store, progress=progress, **settings)

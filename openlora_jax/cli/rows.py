@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TextIO, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+from openlora_jax.cli.progress import progress_bar
 from openlora_jax.engine.request import Scored, TokenLogprobs
 from openlora_jax.errors import OpenLoraError
 from openlora_jax.inputs import GenerateInput, ScoreInput
@@ -97,13 +95,6 @@ def located(where: str) -> Iterator[None]:
     except OpenLoraError as error:
         error.add_note(where)
         raise
-
-
-def progress_bar() -> Progress:
-    """On stderr, gone when done; nothing where stderr is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _sample(sample: Sample, with_logprobs: bool) -> dict[str, Any]:

@@ -4,14 +4,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jax import Array
 from jaxtyping import Float32, Int32
 
 from openlora_jax.adapters.modules import MODULES
+from openlora_jax.arrays import AnyArray
 from openlora_jax.engine.plan import Tile
 from pallas_kernels.lora.api import WorkList
-
-AnyArray = Array | np.ndarray
 
 
 class PackedWork(NamedTuple):

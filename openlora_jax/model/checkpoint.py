@@ -9,19 +9,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from numpy.typing import NDArray
 
+from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.weights import weight_table
 from openlora_jax.untrusted import read_json_object
 
-Dtype = Literal["float32", "bfloat16"]
 FORMAT = 1
 
 

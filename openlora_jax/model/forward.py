@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from openlora_jax.arrays import AnyArray
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
 from openlora_jax.model.rope import rotate, rotation
@@ -37,9 +37,6 @@ class AdapterBatch:
 
     def add_embedding(self, ops: Ops, tokens: Int[Array, "T L"], y: Float[Array, "T L D"]) -> Float[Array, "T L D"]:
         return ops.embedding_lora(tokens, y, *self.pools["embed_tokens"], self.work["embed_tokens"])
-
-
-AnyArray = Array | np.ndarray
 
 
 class TileBatch(NamedTuple):

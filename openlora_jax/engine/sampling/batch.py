@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jax import Array
 from jaxtyping import Bool, Float32, Int32
 
+from openlora_jax.arrays import AnyArray
 from openlora_jax.engine.row_sampling import RowSampling
 
-AnyArray = Array | np.ndarray
 _PADDING = RowSampling()
 
 

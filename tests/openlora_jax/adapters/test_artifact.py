@@ -9,7 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from openlora_jax.adapters.artifact import DTYPES, Tensor, artifact_digest, read_artifact, write_artifact
-from openlora_jax.adapters.manifest import AdapterDtype, LowRank, Manifest
+from openlora_jax.adapters.manifest import LowRank, Manifest
+from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
 
 
@@ -18,7 +19,7 @@ def write(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
     write_artifact(folder, manifest, tensors)
 
 
-def example(dtype: AdapterDtype = "float32", base: str = "0" * 64) -> tuple[Manifest, dict[str, Tensor]]:
+def example(dtype: Dtype = "float32", base: str = "0" * 64) -> tuple[Manifest, dict[str, Tensor]]:
     modules = {
         "v_proj": LowRank(layers=2, d_in=24, d_out=8, rank=20),
         "q_proj": LowRank(layers=2, d_in=24, d_out=24, rank=3),
@@ -33,7 +34,7 @@ def example(dtype: AdapterDtype = "float32", base: str = "0" * 64) -> tuple[Mani
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_written_is_read(tmp_path: Path, dtype: AdapterDtype) -> None:
+def test_what_is_written_is_read(tmp_path: Path, dtype: Dtype) -> None:
     manifest, tensors = example(dtype)
     tensors["v_proj.B"][:] = 0
     write(tmp_path / "x", manifest, tensors)
