@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convert.base.gguf_file import GgufFile
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
-from openlora_jax.model.config import ModelConfig, RopeScaling
-
-Size = Annotated[int, Field(ge=1, le=1 << 24)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from openlora_jax.model.config import Layers, ModelConfig, Positive, RopeScaling, Size
 
 LLAMA3_SCALINGS = tuple(
     RopeScaling(kind="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
@@ -27,7 +24,7 @@ class LlamaKeys(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    block_count: Annotated[int, Field(ge=1, le=1024)]
+    block_count: Layers
     context_length: Size
     embedding_length: Size
     feed_forward_length: Size

@@ -1,18 +1,13 @@
 """A Hugging Face `config.json` as a `ModelConfig`; whatever the model would compute differently is refused by name."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
-from openlora_jax.model.config import Family, ModelConfig, RopeScaling
+from openlora_jax.model.config import Family, Layers, ModelConfig, Positive, RopeScaling, Size, TokenId
 from openlora_jax.untrusted import read_json_object
-
-Size = Annotated[int, Field(ge=1, le=1 << 24)]
-Layers = Annotated[int, Field(ge=1, le=1024)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-TokenId = Annotated[int, Field(ge=0)]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 ROPE_KINDS = ("default", "linear", "llama3")

@@ -6,28 +6,35 @@ BASE/tokenizer.json, BASE/tokenizer_config.json, and BASE/chat_template.jinja wh
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from numpy.typing import NDArray
+from orbax.checkpoint.metadata import ArrayMetadata
+from pydantic import TypeAdapter, ValidationError
 
 from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
-from openlora_jax.model.config import ModelConfig
+from openlora_jax.model.config import CHECKED, ModelConfig
+from openlora_jax.model.weight import Weight
 from openlora_jax.model.weights import weight_table
 from openlora_jax.untrusted import read_json_object
 
 FORMAT = 1
+DTYPES = tuple(np.dtype(dtype) for dtype in get_args(Dtype))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseManifest:
     """What `manifest.json` says. `digest` covers the architecture and every weight; `source` is for people alone."""
+
+    __pydantic_config__ = CHECKED
 
     config: ModelConfig
     dtype: Dtype
@@ -56,9 +63,10 @@ class BaseManifest:
         if fields.pop("format", None) != FORMAT:
             raise BadCheckpoint(path, f"is not a base of format {FORMAT}; convert the model again")
         try:
-            return cls(**{**fields, "config": ModelConfig.from_json(fields["config"])})
-        except (KeyError, TypeError) as error:
-            raise BadCheckpoint(path, f"lacks or has too many fields ({error}); convert the model again") from error
+            return TypeAdapter(cls).validate_json(json.dumps(fields))
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, item['loc']))[:100]}: {item['msg']}" for item in error.errors()]
+            raise BadCheckpoint(path, "is not as this version writes it; convert the model again", *problems) from error
 
 
 def write_weights(base: Path, values: Mapping[str, NDArray[Any]]) -> None:
@@ -75,6 +83,8 @@ def write_weights(base: Path, values: Mapping[str, NDArray[Any]]) -> None:
 def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, jax.Array]:
     """Every weight of the model by flat name, on the default device, as `dtype`.
 
+    Names, shapes and types are held against the model before a weight is read.
+
     Raises:
         BadCheckpoint: the directory is damaged or holds another model's weights.
     """
@@ -83,12 +93,29 @@ def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, jax
     how = ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=np.dtype(dtype))
     table = weight_table(config)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_zarr3=True)) as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler(use_zarr3=True)
+        with ocp.Checkpointer(handler) as checkpointer:
+            _check_stored(path, handler.metadata(path).tree, table)
             args = ocp.args.PyTreeRestore(item=dict.fromkeys(table, 0), restore_args=dict.fromkeys(table, how))
             values: dict[str, jax.Array] = checkpointer.restore(path, args=args)
     except (OSError, ValueError, KeyError) as error:
         raise BadCheckpoint(path, f"cannot be restored ({str(error)[:200]}); convert the model again") from error
-    wrong = [name for name, weight in table.items() if values[name].shape != weight.shape]
-    if wrong:
-        raise BadCheckpoint(path, f"{wrong[0]} and {len(wrong) - 1} more have the wrong shape; convert the model again")
     return values
+
+
+def _check_stored(path: Path, stored: Mapping[str, Any], table: Mapping[str, Weight]) -> None:
+    """Holds what the files say of their arrays against the table; a chunk is what a read allocates at once."""
+    problems = [f"{name} is missing" for name in table.keys() - stored.keys()]
+    problems += [f"{str(name)[:100]} is unknown" for name in stored.keys() - table.keys()]
+    for name in table.keys() & stored.keys():
+        shape, array = table[name].shape, stored[name]
+        if not isinstance(array, ArrayMetadata):
+            problems.append(f"{name} is no array")
+        elif array.shape != shape:
+            problems.append(f"{name} has shape {list(array.shape)}, the model asks for {list(shape)}")
+        elif array.dtype not in DTYPES:
+            problems.append(f"{name} holds {array.dtype}, not one of {', '.join(map(str, DTYPES))}")
+        elif array.storage and math.prod(array.storage.chunk_shape or ()) > math.prod(shape):
+            problems.append(f"{name} has chunks larger than itself")
+    if problems:
+        raise BadCheckpoint(path, "holds another model's weights; convert the model again", *sorted(problems))

@@ -1,7 +1,17 @@
 """What a decoder-only base model is: the facts that a checkpoint must supply. Nothing here has a default."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+Size = Annotated[int, Field(ge=1, le=1 << 24)]
+Layers = Annotated[int, Field(ge=1, le=1024)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0)]
+
+CHECKED = ConfigDict(strict=True, extra="forbid")
+"""How the dataclasses of a manifest are read: every field of its own type, none unknown."""
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 
@@ -10,11 +20,13 @@ Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 class RopeScaling:
     """Llama 3's frequency scaling (`rope_type: llama3`); `linear` is the case without the smooth band."""
 
+    __pydantic_config__ = CHECKED
+
     kind: Literal["llama3", "linear"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 1.0
-    original_max_position: int = 0
+    factor: Positive
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 1.0
+    original_max_position: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,23 +36,25 @@ class ModelConfig:
     These hold: `num_heads` is a multiple of `num_kv_heads`, `head_dim` is even, all sizes are positive.
     """
 
+    __pydantic_config__ = CHECKED
+
     family: Family
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_position: int
-    rms_norm_eps: float
-    rope_theta: float
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_layers: Layers
+    num_heads: Size
+    num_kv_heads: Size
+    head_dim: Size
+    max_position: Size
+    rms_norm_eps: Positive
+    rope_theta: Positive
     rope_scaling: RopeScaling | None
     tie_word_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
+    bos_token_id: TokenId | None
+    eos_token_ids: tuple[TokenId, ...]
 
     @property
     def q_size(self) -> int:
@@ -52,15 +66,3 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "ModelConfig":
-        """The inverse of `to_json`; unknown or missing keys raise TypeError."""
-        scaling = fields["rope_scaling"]
-        return cls(
-            **{
-                **fields,
-                "rope_scaling": RopeScaling(**scaling) if scaling else None,
-                "eos_token_ids": tuple(fields["eos_token_ids"]),
-            }
-        )

@@ -1,4 +1,4 @@
-"""A weight described once: shape, logical axes and source. Initialisation, sharding and loading derive from it."""
+"""A weight described once: shape, axes and source. Conversion, the checks of loading and random values follow it."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -14,7 +14,7 @@ class Weight:
 
     Attributes:
         shape: as stored: products are `[out, in]`.
-        axes: the logical name of each dimension.
+        axes: the name of each dimension.
         sources: the Hugging Face tensors that it is made of, joined along the first dimension, with their row counts.
     """
 

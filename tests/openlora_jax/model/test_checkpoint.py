@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from openlora_jax.errors import BadCheckpoint
@@ -40,8 +42,19 @@ def test_a_manifest_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"config": None}, {"digest": None}, {"more": 1}],
-    ids=["newer format", "no config", "no digest", "unknown field"],
+    [
+        {"format": 2},
+        {"config": None},
+        {"digest": None},
+        {"more": 1},
+        {"dtype": "int8"},
+        {"source": 5},
+        {"config": {**CONFIG.to_json(), "num_layers": "2"}},
+        {"config": {**CONFIG.to_json(), "num_layers": 1 << 40}},
+        {"config": {**CONFIG.to_json(), "rope_scaling": {"kind": "yarn", "factor": 2.0}}},
+        {"config": {**CONFIG.to_json(), "more": 1}},
+    ],
+    ids=str,
 )
 def test_another_manifest_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     MANIFEST.write(tmp_path)
@@ -63,11 +76,29 @@ def test_weights_come_back_in_the_dtype_asked_for(tmp_path: Path) -> None:
     np.testing.assert_array_equal(halved["embed.weight"], weights["embed.weight"].astype(jnp.bfloat16))
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"vocab_size": 21}, r"embed\.weight has shape \[20, 8\], the model asks for \[21, 8\]"),
+        ({"num_layers": 3}, r"layers\.2\.down\.weight is missing"),
+        ({"tie_word_embeddings": True}, r"head\.weight is unknown"),
+    ],
+)
+def test_weights_of_another_model_are_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], problem: str
+) -> None:
     write_weights(tmp_path, random_weights(CONFIG, seed=0))
-    for other in (replace(CONFIG, vocab_size=21), replace(CONFIG, num_layers=3)):
-        with pytest.raises(BadCheckpoint, match="convert the model again"):
-            read_weights(tmp_path, other, "float32")
+    monkeypatch.setattr(ocp.Checkpointer, "restore", None)
+    with pytest.raises(BadCheckpoint, match=f"convert the model again; .*{problem}"):
+        read_weights(tmp_path, replace(CONFIG, **change), "float32")
+
+
+def test_weights_of_another_type_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = random_weights(CONFIG, seed=0)
+    write_weights(tmp_path, weights | {"norm.weight": weights["norm.weight"].astype(np.float16)})
+    monkeypatch.setattr(ocp.Checkpointer, "restore", None)
+    with pytest.raises(BadCheckpoint, match=r"norm\.weight holds float16, not one of float32, bfloat16"):
+        read_weights(tmp_path, CONFIG, "float32")
 
 
 def test_missing_weights_are_refused(tmp_path: Path) -> None:
