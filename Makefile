@@ -28,10 +28,10 @@ serve: $(VENV)/ready .cache/adapters ## serve the demo's base model and adapters
 base: $(BASE)/manifest.json ## fetch and convert the base model, SmolLM2-135M-Instruct
 
 test: $(VENV)/ready base ## run the tests; needs no torch
-	$(BIN)/pytest -m "not slow and not torch"
+	$(BIN)/pytest -m "not slow and not torch" $(TESTS)
 
 test-slow: $(VENV)/oracle base ## run the slow tests and those against torch and peft
-	$(BIN)/pytest -m "slow or torch"
+	$(BIN)/pytest -m "slow or torch" $(TESTS)
 
 check: $(VENV)/ready ## lint, formatting, types
 	$(BIN)/ruff check

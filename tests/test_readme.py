@@ -44,7 +44,7 @@ def test_make_targets_exist() -> None:
     targets = set(re.findall(r"[`\n]make ([a-z][a-z-]*)", TEXT))
     assert {"demo", "test", "serve", "clean"} <= targets
     for target in targets:
-        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(["make", "--no-print-directory", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_links_lead_somewhere() -> None:
@@ -146,5 +146,7 @@ def test_what_make_demo_runs(clone: Path) -> None:
 
 def _recipe(target: str) -> str:
     """The last command of a target."""
-    dry = subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True, text=True)
+    dry = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", target], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     return dry.stdout.splitlines()[-1]
