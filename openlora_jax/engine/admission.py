@@ -37,7 +37,8 @@ class Admission:
             raise InvalidRequest("n", f"{params.n} samples, but the engine runs {self.config.max_rows} rows at once")
         self._check_ids("stop_token_ids", params.stop_token_ids)
         self._check_ids("logit_bias", params.logit_bias)
-        self._check_blocks(len(request.prompt_ids), len(request.prompt_ids) + params.max_tokens - 1, params.n)
+        reach = len(request.prompt_ids) + params.max_tokens - 1
+        self._check_blocks("max_tokens", len(request.prompt_ids), reach, params.n)
         return replace(request, params=params)
 
     def score(self, request: ScoreRequest) -> ScoreRequest:
@@ -50,7 +51,7 @@ class Admission:
         if prompt + completion > limit:
             problem = f"{prompt} prompt tokens and {completion} of the completion are more than the {limit} served"
             raise InvalidRequest("completion", f"{problem}; shorten one of them")
-        self._check_blocks(prompt, prompt + completion - 1, 1)
+        self._check_blocks("completion", prompt, prompt + completion - 1, 1)
         return request
 
     def _fit(self, params: SamplingParams, prompt_len: int) -> SamplingParams:
@@ -75,7 +76,7 @@ class Admission:
             if not 0 <= token_id < self.vocab_size:
                 raise InvalidRequest(field, f"token id {token_id} is outside the vocabulary, 0..{self.vocab_size - 1}")
 
-    def _check_blocks(self, prompt_len: int, reach: int, samples: int) -> None:
+    def _check_blocks(self, field: str, prompt_len: int, reach: int, samples: int) -> None:
         """Whether the KV pool, when empty, can start all samples together and run one to its end."""
         size, usable = self.config.kv_block, self.config.kv_blocks - 1
         held = blocks_for(reach if self.config.deterministic else prompt_len, size)
@@ -83,7 +84,7 @@ class Admission:
         needed = max(held + (samples - 1) * (held - shared), blocks_for(reach, size))
         if needed > usable:
             problem = f"the request needs {needed} KV blocks of {size} tokens, but the engine has {usable}"
-            raise InvalidRequest("max_tokens", f"{problem}; shorten it or raise kv_blocks in the configuration")
+            raise InvalidRequest(field, f"{problem}; shorten it or raise kv_blocks in the configuration")
 
 
 def _check_mix(mix: Sequence[MixItem]) -> None:

@@ -48,7 +48,7 @@ def test_refuses_an_adapter_named_twice() -> None:
         ([1], [], "completion: is empty"),
         ([1], [97], "completion: token id 97"),
         ([1] * 64, [1] * 65, "completion: 64 prompt tokens and 65 of the completion .* 128 served"),
-        ([1] * 60, [1] * 60, "8 KV blocks of 16 tokens, but the engine has 7"),
+        ([1] * 60, [1] * 60, "completion: .* 8 KV blocks of 16 tokens, but the engine has 7"),
     ],
 )
 def test_refuses_to_score(prompt: list[int], completion: list[int], message: str) -> None:
