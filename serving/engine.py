@@ -1,6 +1,7 @@
 """What the server needs of the library, and nothing more; `openlora_jax.llm.LLM` has it."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 from openlora_jax.adapters.manifest import Manifest
@@ -20,6 +21,10 @@ class EventStream(Protocol):
 
 
 class Engine(Protocol):
+    @property
+    def ended(self) -> "Future[str]":
+        """Done when the engine runs no more; its result says why."""
+
     def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
         """Admits a request, or raises InvalidRequest, UnknownAdapter, Overloaded or EngineStopped at once."""
 

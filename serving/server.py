@@ -2,7 +2,8 @@
 
 It binds first, so that a taken port is known at once and probes find NOT_SERVING while programs compile. At SIGTERM it
 says NOT_SERVING, refuses new calls with UNAVAILABLE, lets those in progress finish within the grace, ends the rest with
-UNAVAILABLE and returns. A second signal ends the process at once.
+UNAVAILABLE and returns. A second signal ends the process at once. When the engine ends by itself, the server leaves in
+the same way, with an error.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from openlora_jax.errors import InvalidConfig
+from openlora_jax.errors import EngineStopped, InvalidConfig
 from serving.call import Gate
 from serving.engine import LLM
 from serving.proto import openlora_pb2 as pb
@@ -95,7 +96,7 @@ class Server:
 
 
 async def serve(build: Callable[[], LLM], listen: str, *, grace: float, announce: Callable[[str], None]) -> None:
-    """Serves what `build` returns until SIGTERM or SIGINT.
+    """Serves what `build` returns until SIGTERM or SIGINT, or until its engine fails.
 
     Args:
         build: makes the library, programs compiled; called once, on another thread.
@@ -105,20 +106,26 @@ async def serve(build: Callable[[], LLM], listen: str, *, grace: float, announce
 
     Raises:
         InvalidConfig: the address cannot be served on.
+        EngineStopped: the engine has ended by itself.
         OpenLoraError: what `build` raises.
     """
     server = Server(listen)
     address = await server.start()
     try:
         llm = await asyncio.to_thread(build)
-        signalled = _first_signal()
+        ended, leaving = llm.engine.ended, _first_signal()
+        loop = asyncio.get_running_loop()
+        ended.add_done_callback(lambda _: loop.call_soon_threadsafe(leaving.set))
         await server.open(llm)
         announce(address)
-        await signalled.wait()
+        await leaving.wait()
+        failure = ended.result() if ended.done() else None
         finished = await server.drain(grace)
         await asyncio.to_thread(llm.close)
         if not finished:
             await server.drain(LAST_WORDS_SECONDS)
+        if failure:
+            raise EngineStopped(failure)
     finally:
         await server.stop()
 

@@ -1,6 +1,7 @@
 """The `openlora` command. Each command is a module here that imports what it needs when it runs, so that help is fast.
 
-Status 0 is success, 2 a caller's mistake (one line on stderr says which, and what to do), 130 an interrupt.
+Status 0 is success, 1 an engine that has stopped, 2 a caller's mistake (one line on stderr says which, and what to do),
+130 an interrupt.
 """
 
 import sys
@@ -11,7 +12,7 @@ from typer.exceptions import TyperException
 
 from openlora_jax import __version__
 from openlora_jax.cli import adapters, bench, convert, demo, doctor, generate, score, serve
-from openlora_jax.errors import OpenLoraError
+from openlora_jax.errors import EngineStopped, OpenLoraError
 
 app = typer.Typer(
     name="openlora",
@@ -43,12 +44,14 @@ def main() -> NoReturn:
         if not error.format_message():  # a group without its command: the help has been shown
             sys.exit(2)
         _fail(f"{error.format_message()} (`openlora --help` shows how)")
+    except EngineStopped as error:
+        _fail(str(error), status=1)
     except OpenLoraError as error:
         _fail(": ".join([*getattr(error, "__notes__", ()), str(error)]))
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = 2) -> NoReturn:
     typer.echo(f"openlora: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+    sys.exit(status)

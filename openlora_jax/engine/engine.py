@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -79,8 +80,11 @@ class EngineStats:
 class Engine:
     """One model's requests. `submit`, `stats` and `stop` may be called from any thread.
 
-    A failing iteration ends every request that had started, with EngineStopped; the engine goes on, unless the next
-    iteration fails too: then it ends them all and refuses further ones.
+    A failing iteration ends every request that had started, with EngineStopped, and slots and KV blocks are made anew.
+    The engine goes on, unless the next iteration fails too: then it ends them all, refuses further ones and ends.
+
+    Attributes:
+        ended: done when the engine thread has ended and every request with it; its result says why.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Engine:
         self._generated = 0
         self._steps = 0
         self._failures = 0
+        self.ended: Future[str] = Future()
 
         self._order = itertools.count()
         self._thread = threading.Thread(target=self._run, name="openlora-engine", daemon=True)
@@ -215,7 +220,7 @@ class Engine:
                 if not self.step():
                     self._rest()
         finally:
-            self._end_all()
+            self.ended.set_result(self._end_all())
 
     def _is_over(self) -> bool:
         with self._changed:
@@ -324,7 +329,10 @@ class Engine:
             live.stream.close(*last, error=error)
 
     def _fail(self) -> None:
-        """What was dispatched is lost, and with it the requests that had started."""
+        """What was dispatched is lost, and with it the requests that had started.
+
+        The failed call may have taken the device's state with it, which none but those requests needs.
+        """
         self._dispatched = []
         self._failures += 1
         for live in [live for live in self._live if live.started is not None]:
@@ -332,16 +340,20 @@ class Engine:
         if self._failures == MAX_FAILURES:
             with self._changed:
                 self._closed, self._stop_at = "its steps fail on the device", self._clock()
+        else:
+            self._runner.reset()
 
-    def _end_all(self) -> None:
+    def _end_all(self) -> str:
+        """Ends every request; returns why the engine has stopped."""
         with self._changed:
-            self._closed = self._closed or "its thread has ended"
+            self._closed = reason = self._closed or "its thread has ended"
         self._take_arrivals()
         for live in list(self._live):
             try:
-                self._end(live, error=EngineStopped(self._closed))
+                self._end(live, error=EngineStopped(reason))
             except Exception:  # one broken request must not leave the others' readers waiting
                 log.exception("a request could not be ended cleanly")
+        return reason
 
 
 def _finite(output: TokenLogprobs | TileScores) -> bool:

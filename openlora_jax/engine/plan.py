@@ -84,3 +84,6 @@ class Runner(Protocol):
 
     def run(self, plan: StepPlan) -> StepResult:
         """Dispatches one step. An exception here, or in `read`, says that the step's results are lost."""
+
+    def reset(self) -> None:
+        """Makes slots and KV blocks anew, all empty: a failed step may have lost them."""

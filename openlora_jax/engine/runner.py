@@ -43,6 +43,14 @@ class DeviceRunner:
         self.parameters = parameters
         self._max_forbidden = MAX_STOPS + len(model.eos_token_ids)
         self._table_width = -(-engine.max_model_len // engine.kv_block)
+        self._state, self._kv = self._empty()
+        program = Program(model, ops)
+        self._decode = jax.jit(program.decode, donate_argnames=("state", "kv"))
+        self._prefill = jax.jit(program.prefill, donate_argnames=("state", "kv"))
+        self._score = jax.jit(program.score, donate_argnames="kv")
+
+    def _empty(self) -> tuple[SamplerState, KvCache]:
+        engine, model = self._engine, self._model
         kv = KvCache.create(
             layers=model.num_layers,
             blocks=engine.kv_blocks,
@@ -52,13 +60,12 @@ class DeviceRunner:
             dtype=engine.dtype,
         )
         # Committed to the device, as what the programs return is: a program is compiled again for arrays that are not.
-        self._state, self._kv = jax.device_put(
-            (SamplerState.create(engine.max_rows + 1, model.vocab_size), kv), jax.devices()[0]
-        )
-        program = Program(model, ops)
-        self._decode = jax.jit(program.decode, donate_argnames=("state", "kv"))
-        self._prefill = jax.jit(program.prefill, donate_argnames=("state", "kv"))
-        self._score = jax.jit(program.score, donate_argnames="kv")
+        return jax.device_put((SamplerState.create(engine.max_rows + 1, model.vocab_size), kv), jax.devices()[0])
+
+    def reset(self) -> None:
+        """Allocates the caches anew; a step that failed has consumed them, or left them unusable."""
+        del self._state, self._kv  # first, for there may be no room for both
+        self._state, self._kv = self._empty()
 
     @property
     def row_buckets(self) -> tuple[int, ...]:

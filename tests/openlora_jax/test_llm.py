@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,9 +12,18 @@ from openlora_jax import LLM, SamplingParams
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
 from openlora_jax.engine.request import GenerateRequest, MixItem
-from openlora_jax.errors import InvalidConfig, InvalidRequest, NotFinite, OpenLoraError, UnknownAdapter
+from openlora_jax.engine.sampling import SamplerState
+from openlora_jax.errors import (
+    EngineStopped,
+    InvalidConfig,
+    InvalidRequest,
+    NotFinite,
+    OpenLoraError,
+    UnknownAdapter,
+)
 from openlora_jax.inputs import Adapter, Prompt
 from openlora_jax.outputs import Generation, collect
+from pallas_kernels.kv_cache import KvCache
 from tests.openlora_jax.tiny import DIGEST, MODEL, SETTINGS
 
 PROMPTS: list[Prompt] = ["hello", [5, 6, 7], [{"role": "user", "content": "hi"}], "the sea is", "a", [9] * 40]
@@ -68,6 +78,25 @@ def test_what_is_not_finite_ends_its_request_alone(tiny_llm: LLM, tiny_store: Pa
     assert isinstance(collect(good), Generation)
     assert tiny_llm.generate("a", GREEDY, "one")[0].outputs == expected.outputs
     store.remove("huge")
+
+
+@pytest.mark.parametrize("program", ["_prefill", "_decode"])
+def test_a_step_that_fails_takes_its_requests_and_no_later_one(
+    tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    [expected] = tiny_llm.generate("hello", GREEDY, "one")
+    runner = tiny_llm.runner
+
+    def fails(parameters: object, state: SamplerState, kv: KvCache, *rest: object) -> None:
+        monkeypatch.undo()
+        for array in jax.tree.leaves((state, kv)):
+            array.delete()  # as a call that takes its arguments' memory over and then fails
+        raise RuntimeError("the device is unwell")
+
+    monkeypatch.setattr(runner, program, fails)
+    with pytest.raises(EngineStopped, match="a step failed on the device"):
+        tiny_llm.generate("hello", GREEDY, "one")
+    assert tiny_llm.generate("hello", GREEDY, "one")[0].outputs == expected.outputs
 
 
 def test_digests_name_what_answered(tiny_llm: LLM) -> None:

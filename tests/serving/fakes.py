@@ -11,6 +11,7 @@ A step makes one token of every live sample, and takes `step` seconds.
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -123,10 +124,12 @@ class FakeEngine:
     def __init__(self, store: FakeStore, config: EngineConfig, step: float = 0.001) -> None:
         self.fault: Exception | None = None
         self.submitted: list[GenerateRequest | ScoreRequest] = []
+        self.ended: Future[str] = Future()
         self._store, self._config, self._step = store, config, step
         self._live: list[Live] = []
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._reason = ""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property
@@ -139,8 +142,13 @@ class FakeEngine:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopped.set()
+        self.fail("it was asked to")
         self._thread.join()
+
+    def fail(self, reason: str) -> None:
+        """Ends by itself."""
+        self._reason = self._reason or reason
+        self._stopped.set()
 
     def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
         if self.fault:
@@ -165,8 +173,9 @@ class FakeEngine:
             with self._lock:
                 self._live = [live for live in self._live if not self._advance(live)]
         for live in self._live:
-            live.stream.close(error=EngineStopped("it was asked to"))
+            live.stream.close(error=EngineStopped(self._reason))
         self._live = []
+        self.ended.set_result(self._reason)
 
     def _advance(self, live: Live) -> bool:
         """One step of one request; whether that was its last."""

@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from openlora_jax.errors import InvalidConfig
+from openlora_jax.errors import EngineStopped, InvalidConfig
 from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
 from serving.server import SERVICE, Server, loopback, serve
@@ -153,6 +153,31 @@ async def test_what_build_raises_closes_the_port() -> None:
 
     with pytest.raises(InvalidConfig, match="base"):
         await serve(build, "127.0.0.1:0", grace=1.0, announce=lambda address: None)
+
+
+async def test_when_the_engine_ends_the_server_leaves_with_its_reason() -> None:
+    llm, announced = FakeLLM(step=0.02), asyncio.Event()
+    llm.engine.start()
+    addresses: list[str] = []
+
+    def announce(address: str) -> None:
+        addresses.append(address)
+        announced.set()
+
+    serving = asyncio.ensure_future(serve(lambda: llm, "127.0.0.1:0", grace=10.0, announce=announce))
+    await announced.wait()
+    async with grpc.aio.insecure_channel(addresses[0]) as channel:
+        watched: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert (await watched.read()).status == SERVING
+        events = pb_grpc.OpenLoraStub(channel).GenerateStream(generate("\0", max_tokens=100)).__aiter__()
+        await anext(events)
+        llm.engine.fail("its steps fail on the device")
+        with pytest.raises(grpc.aio.AioRpcError, match="steps fail") as failure:
+            [event async for event in events]
+        assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert (await watched.read()).status == NOT_SERVING
+    with pytest.raises(EngineStopped, match="its steps fail on the device"):
+        await serving
 
 
 PROGRAM = """

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from openlora_jax import __version__
-from tests.openlora_jax.cli.conftest import RunCli
+from openlora_jax import __version__, cli
+from openlora_jax.errors import EngineStopped
+from tests.openlora_jax.cli.conftest import Ended, RunCli
 
 ROOT = Path(__file__).parents[3]
 
@@ -53,6 +54,14 @@ def test_a_mistake_is_one_line_and_status_2(openlora: RunCli, arguments: tuple[s
     assert ended.err.startswith("openlora: ")
     assert ended.err.count("\n") == 1
     assert message in ended.err
+
+
+def test_an_engine_that_stopped_is_one_line_and_status_1(openlora: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(**_: object) -> None:
+        raise EngineStopped("its steps fail on the device")
+
+    monkeypatch.setattr(cli, "app", stopped)
+    assert openlora("serve") == Ended(1, "", "openlora: the engine has stopped: its steps fail on the device\n")
 
 
 def test_a_group_without_its_command_shows_the_help(openlora: RunCli) -> None:

@@ -197,6 +197,7 @@ class FakeRunner:
         plans: every plan so far.
         log: every plan run and every result read so far, in order.
         fail: raised by the next `run`; `fail_read` by the next `read`.
+        lost: whether the device's state went with a failed `run`, until `reset`.
     """
 
     def __init__(self, config: EngineConfig, adapters: FakeAdapters) -> None:
@@ -207,6 +208,7 @@ class FakeRunner:
         self._seen: dict[int, list[int]] = {}
         self.plans: list[StepPlan] = []
         self.log: list[str] = []
+        self.lost = False
         self.fail: Exception | None = None
         self.fail_read: Exception | None = None
 
@@ -219,9 +221,15 @@ class FakeRunner:
     def copy_block(self, source: int, target: int) -> None:
         self._blocks[target] = list(self._blocks[source])
 
+    def reset(self) -> None:
+        self._blocks, self._last, self._seen = {}, {}, {}
+        self.lost = False
+
     def run(self, plan: StepPlan) -> FakeResult:
+        assert not self.lost, "a step after one that failed"
         if self.fail:
             error, self.fail = self.fail, None
+            self.lost = True
             raise error
         self._check(plan)
         self.plans.append(plan)

@@ -492,7 +492,7 @@ def test_a_step_that_keeps_failing_stops_the_engine(monkeypatch: pytest.MonkeyPa
     next(streams[0])
     monkeypatch.setattr(bench.runner, "run", _broken)
     assert all(isinstance(collect(stream).error, EngineStopped) for stream in streams)
-    bench.engine._thread.join()
+    assert bench.engine.ended.result(timeout=10) == "its steps fail on the device"
     bench.check_idle()
     with pytest.raises(EngineStopped, match="steps fail on the device"):
         bench.submit(REQUESTS["base"])
