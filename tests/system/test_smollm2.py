@@ -38,7 +38,7 @@ def smollm2() -> Path:
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> AdapterStore:
     path = tmp_path_factory.mktemp("many") / "store"
-    install(path, smollm2, NAMES, dtype="bfloat16", scale=0.5)
+    install(path, smollm2, NAMES, dtype="bfloat16", scale=1.0)
     return AdapterStore(path)
 
 
