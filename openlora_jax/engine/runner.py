@@ -60,7 +60,9 @@ class DeviceRunner:
             dtype=engine.dtype,
         )
         # Committed to the device, as what the programs return is: a program is compiled again for arrays that are not.
-        return jax.device_put((SamplerState.create(engine.max_rows + 1, model.vocab_size), kv), jax.devices()[0])
+        state = SamplerState.create(engine.max_rows + 1, model.vocab_size)
+        state, kv = jax.device_put((state, kv), jax.devices()[0])
+        return state, kv
 
     def reset(self) -> None:
         """Allocates the caches anew; a step that failed has consumed them, or left them unusable."""
