@@ -120,7 +120,7 @@ class Client:
         return self._call(self._stub.PinAdapter, pb.PinAdapterRequest(name=name, pinned=pinned), pb.Adapter)
 
     def server_info(self) -> pb.ServerInfoResponse:
-        """What the server serves, and its limits."""
+        """What the server serves, its limits, and what it does now."""
         return self._call(self._stub.ServerInfo, pb.ServerInfoRequest(), pb.ServerInfoResponse)
 
     def _call(

@@ -7,6 +7,7 @@ from typing import Protocol
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.config import EngineConfig
+from openlora_jax.engine.engine import EngineStats
 from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest
 from openlora_jax.inputs import Tokenizer
 
@@ -24,6 +25,9 @@ class Engine(Protocol):
     @property
     def ended(self) -> "Future[str]":
         """Done when the engine runs no more; its result says why."""
+
+    @property
+    def stats(self) -> EngineStats: ...
 
     def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
         """Admits a request, or raises InvalidRequest, UnknownAdapter, Overloaded or EngineStopped at once."""

@@ -92,6 +92,7 @@ class OpenLoraService:
     @rpc
     async def ServerInfo(self, request: pb.ServerInfoRequest, call: Call) -> pb.ServerInfoResponse:
         llm = call.llm
+        stats = llm.engine.stats
         return pb.ServerInfoResponse(
             version=__version__,
             base_digest=llm.base_digest,
@@ -100,6 +101,12 @@ class OpenLoraService:
             max_rows=llm.config.max_rows,
             max_queue=llm.config.max_queue,
             backend=llm.backend,
+            running=stats.running,
+            waiting=stats.waiting,
+            free_kv_blocks=stats.free_kv_blocks,
+            kv_blocks=stats.kv_blocks,
+            generated_tokens=stats.generated_tokens,
+            preemptions=stats.preemptions,
         )
 
 

@@ -325,7 +325,7 @@ class ServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfoResponse(_message.Message):
-    __slots__ = ("version", "base_digest", "vocab_size", "max_model_len", "max_rows", "max_queue", "backend")
+    __slots__ = ("version", "base_digest", "vocab_size", "max_model_len", "max_rows", "max_queue", "backend", "running", "waiting", "free_kv_blocks", "kv_blocks", "generated_tokens", "preemptions")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -333,6 +333,12 @@ class ServerInfoResponse(_message.Message):
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    FREE_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     version: str
     base_digest: str
     vocab_size: int
@@ -340,4 +346,10 @@ class ServerInfoResponse(_message.Message):
     max_rows: int
     max_queue: int
     backend: str
-    def __init__(self, version: _Optional[str] = ..., base_digest: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_queue: _Optional[int] = ..., backend: _Optional[str] = ...) -> None: ...
+    running: int
+    waiting: int
+    free_kv_blocks: int
+    kv_blocks: int
+    generated_tokens: int
+    preemptions: int
+    def __init__(self, version: _Optional[str] = ..., base_digest: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_queue: _Optional[int] = ..., backend: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_kv_blocks: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...

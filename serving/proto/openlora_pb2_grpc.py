@@ -142,7 +142,7 @@ class OpenLoraServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ServerInfo(self, request, context):
-        """What this server serves, and its limits.
+        """What this server serves, its limits, and what it does now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

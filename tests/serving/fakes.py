@@ -19,6 +19,7 @@ from openlora_jax.adapters.manifest import LowRank, Manifest
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.admission import Admission
+from openlora_jax.engine.engine import EngineStats
 from openlora_jax.engine.request import Delta, Finished, GenerateRequest, Scored, ScoreRequest, Timings, TokenLogprobs
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import (
@@ -118,11 +119,14 @@ class FakeEngine:
 
     Attributes:
         fault: raised by the next `submit`.
+        waiting: requests that `stats` says wait.
         submitted: every request, in order.
     """
 
     def __init__(self, store: FakeStore, config: EngineConfig, step: float = 0.001) -> None:
         self.fault: Exception | None = None
+        self.waiting = 0
+        self._generated = 0
         self.submitted: list[GenerateRequest | ScoreRequest] = []
         self.ended: Future[str] = Future()
         self._store, self._config, self._step = store, config, step
@@ -137,6 +141,19 @@ class FakeEngine:
         """Requests that hold anything."""
         with self._lock:
             return len(self._live)
+
+    @property
+    def stats(self) -> EngineStats:
+        """As if every request ran at once, in blocks of its own."""
+        return EngineStats(
+            running=self.live,
+            waiting=self.waiting,
+            free_kv_blocks=50 - self.live,
+            kv_blocks=50,
+            generated_tokens=self._generated,
+            steps=0,
+            preemptions=3,
+        )
 
     def start(self) -> None:
         self._thread.start()
@@ -189,6 +206,7 @@ class FakeEngine:
         for index in sorted(live.open_samples):
             delta = _delta(live, index)
             live.completion_tokens += 1
+            self._generated += 1
             live.stream.put(delta)
             if delta.finish_reason:
                 live.open_samples.remove(index)

@@ -88,6 +88,7 @@ async def test_adapters(address: str) -> None:
 
 
 async def test_server_info(address: str) -> None:
+    await using(address, lambda client: client.generate("abc", SamplingParams(max_tokens=5)))
     info = await using(address, lambda client: client.server_info())
     assert info == pb.ServerInfoResponse(
         version=__version__,
@@ -97,6 +98,10 @@ async def test_server_info(address: str) -> None:
         max_rows=16,
         max_queue=1024,
         backend="cpu",
+        free_kv_blocks=50,
+        kv_blocks=50,
+        generated_tokens=5,
+        preemptions=3,
     )
 
 
