@@ -10,7 +10,7 @@ What is no known key is carried through to the output; what nearly is one is a m
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, SupportsIndex, TypeVar, cast, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,6 +47,10 @@ class _Strict(BaseModel):
 class _Message(_Strict):
     role: str
     content: str
+
+
+class _Messages(_Strict):
+    messages: list[_Message]
 
 
 class _Weighted(_Strict):
@@ -152,29 +156,40 @@ def mix_of(adapter: Adapter) -> tuple[MixItem, ...]:
     return tuple(MixItem(name, weight) for name, weight in adapter.items())
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Text with the tokenizer's own special tokens, messages through the chat template, ids as they are.
+def prompt_ids(prompt: object, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of a `Prompt`: text with the tokenizer's own special tokens, messages through the chat template.
 
     Raises:
-        InvalidRequest: the tokenizer or the template does not take it.
+        InvalidRequest: it is none of these, or the tokenizer or the template does not take it.
     """
     match prompt:
         case str():
             return tuple(tokenizer.encode(prompt))
+        case Mapping():
+            raise InvalidRequest("prompt", "is a single message; a conversation is a list of messages: [[{...}], ...]")
         case [Mapping(), *_]:
-            return tuple(tokenizer.encode_chat(cast(Sequence[Mapping[str, str]], prompt)))
-    return tuple(map(operator.index, cast(Sequence[SupportsIndex], prompt)))
+            given = [dict(message) if isinstance(message, Mapping) else message for message in prompt]
+            messages = _validate(_Messages, {"messages": given}).messages
+            return tuple(tokenizer.encode_chat([message.model_dump() for message in messages]))
+    return _ids("prompt", prompt)
 
 
-def completion_ids(completion: str | Sequence[SupportsIndex], tokenizer: Tokenizer) -> tuple[int, ...]:
+def completion_ids(completion: object, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Text tokenised alone, without special tokens; ids as they are.
 
     Raises:
-        InvalidRequest: the tokenizer does not take it.
+        InvalidRequest: it is neither, or the tokenizer does not take it.
     """
     if isinstance(completion, str):
         return tuple(tokenizer.encode(completion, special=False))
-    return tuple(map(operator.index, completion))
+    return _ids("completion", completion)
+
+
+def _ids(field: str, ids: Any) -> tuple[int, ...]:
+    try:
+        return tuple(map(operator.index, ids))
+    except TypeError as error:
+        raise InvalidRequest(field, f"{error}; give a text or a list of token ids") from error
 
 
 def _prompt(row: _Row) -> Prompt:

@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,33 @@ def test_adapters_as_mixes(adapter: Adapter, mix: tuple[MixItem, ...]) -> None:
 def test_ids_may_be_numpy_integers() -> None:
     ids = list(np.arange(3))
     assert (prompt_ids(ids, Letters()), completion_ids(ids, Letters())) == ((0, 1, 2), (0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field", "message"),
+    [
+        (1, "prompt", "'int' object is not iterable; give a text or a list of token ids"),
+        (None, "prompt", "'NoneType' object is not iterable"),
+        ([1, "a"], "prompt", "'str' object cannot be interpreted as an integer"),
+        (MESSAGES[0], "prompt", "is a single message"),
+        ([{"role": "user"}], "messages.0.content", "field required"),
+        ([*MESSAGES, 3], "messages.1", "valid dictionary"),
+        ([{"role": "user", "content": None}], "messages.0.content", "valid string"),
+    ],
+)
+def test_what_is_no_prompt_is_named(prompt: object, field: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        prompt_ids(prompt, Letters())
+    assert caught.value.field == field
+
+
+def test_what_is_no_completion_is_named() -> None:
+    with pytest.raises(InvalidRequest, match="completion: 'int' object is not iterable"):
+        completion_ids(3, Letters())
+
+
+def test_messages_may_be_any_mappings_in_any_sequence() -> None:
+    assert prompt_ids(tuple(map(MappingProxyType, MESSAGES)), Letters()) == (2, 104, 105)
 
 
 words = st.text("abc", max_size=6)
