@@ -10,7 +10,7 @@ from rich.table import Table
 
 from openlora_jax import __version__
 from openlora_jax.bench.samples import Samples
-from openlora_jax.bench.throughput import Results, Workload
+from openlora_jax.bench.throughput import BASE_ONLY, Results, Workload
 from openlora_jax.llm import LLM
 
 
@@ -39,25 +39,28 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def table(results: Results, workload: Workload, peer: str | None) -> Table:
-    """One row an arm: throughput against base-only and the peer, decode step against the floor."""
+    """One row an arm: throughput against base-only (if it was run) and the peer, decode step against the floor."""
     title = (
         f"{workload.requests} requests, {workload.prompt} tokens in, {workload.new} out, greedy: "
         f"medians of {workload.rounds} rounds (smallest .. largest)"
     )
     grid = Table(title=title, caption=f"floor of a decode step: {_summary(results.floor)} ms")
-    for column in ("arm", "tok/s", "over base only", "decode step, ms", "over floor"):
-        grid.add_column(column, justify="left" if column == "arm" else "right")
-    if peer:
-        grid.add_column(f"{peer}, tok/s", justify="right")
-        grid.add_column("over peer", justify="right")
-    base = next(iter(results.throughput.values()))
+    base = results.throughput.get(BASE_ONLY)
+    grid.add_column("arm")
+    for column in _columns(base is not None, peer):
+        grid.add_column(column, justify="right")
     for name, samples in results.throughput.items():
         step = results.step[name]
-        cells = [name, _summary(samples), _ratio(samples, base), _summary(step), _ratio(step, results.floor)]
-        if peer:
-            cells += [_summary(results.peer[name]), _ratio(samples, results.peer[name])]
-        grid.add_row(*cells)
+        over_base = [_ratio(samples, base)] if base else []
+        over_peer = [_summary(results.peer[name]), _ratio(samples, results.peer[name])] if peer else []
+        grid.add_row(name, _summary(samples), *over_base, _summary(step), _ratio(step, results.floor), *over_peer)
     return grid
+
+
+def _columns(base: bool, peer: str | None) -> list[str]:
+    over_base = [f"over {BASE_ONLY}"] if base else []
+    over_peer = [f"{peer}, tok/s", "over peer"] if peer else []
+    return ["tok/s", *over_base, "decode step, ms", "over floor", *over_peer]
 
 
 def _fields(samples: Samples) -> dict[str, Any]:

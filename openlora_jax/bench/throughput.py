@@ -26,6 +26,9 @@ from openlora_jax.progress import Progress
 LINEAR_MODULES = tuple(module for module in MODULES if module not in ("embed_tokens", "lm_head"))
 """What the synthetic adapters target: all seven of them, the dearest case."""
 
+BASE_ONLY = "base only"
+"""The arm without adapters, which the others are compared with."""
+
 STEPS = 8
 """Decode steps dispatched in a row, as the engine does, without waiting for each; a sample is their mean."""
 
@@ -73,7 +76,7 @@ class Arm:
     @property
     def name(self) -> str:
         if not self.adapters:
-            return "base only"
+            return BASE_ONLY
         return f"{self.adapters} adapter{'s' * (self.adapters > 1)}, rank {self.rank}"
 
     def assign(self, requests: int) -> list[str | None]:

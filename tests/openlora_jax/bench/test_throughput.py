@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from openlora_jax.bench import report
 from openlora_jax.bench.samples import Samples
-from openlora_jax.bench.throughput import Workload, arms, install_adapters, measure, settings
+from openlora_jax.bench.throughput import Results, Workload, arms, install_adapters, measure, settings
 from openlora_jax.llm import LLM
 
 WORKLOAD = Workload(requests=3, prompt=5, new=4, adapters=(0, 1, 3), ranks=(4, 20), rounds=2)
@@ -40,6 +42,23 @@ def test_every_arm_is_measured_in_every_round(tiny_base: Path, tmp_path: Path) -
     assert setup["workload"]["ranks"] == (4, 20)
     assert [row["name"] for row in report.as_json(results)["throughput"]] == [arm.name for arm in arms(WORKLOAD)]
     assert report.table(results, WORKLOAD, peer.name).row_count == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "peer", "columns"),
+    [
+        (("base only", "a"), None, ["arm", "tok/s", "over base only", "decode step, ms", "over floor"]),
+        (("a", "b"), None, ["arm", "tok/s", "decode step, ms", "over floor"]),
+        (("a",), "peft", ["arm", "tok/s", "decode step, ms", "over floor", "peft, tok/s", "over peer"]),
+    ],
+)
+def test_arms_are_compared_with_the_base_model_if_it_was_run(
+    names: tuple[str, ...], peer: str | None, columns: list[str]
+) -> None:
+    samples = {name: Samples(name, "tok/s", [1.0]) for name in names}
+    table = report.table(Results(samples, samples, Samples("floor", "ms", [1.0]), samples), WORKLOAD, peer)
+    assert [column.header for column in table.columns] == columns
+    assert all(len(list(column.cells)) == len(names) for column in table.columns)
 
 
 def test_ratios_are_taken_round_by_round() -> None:
