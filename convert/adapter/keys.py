@@ -67,7 +67,7 @@ def targets(config: ModelConfig) -> dict[str, tuple[Target, Factor]]:
 def ignored_reason(key: str) -> str | None:
     """Why a tensor may be left out, if it may."""
     if key in {f"{PREFIX}{name}{BASE_COPY}" for name in ("model.embed_tokens", "lm_head")}:
-        return "a copy of the base's own weight"
+        return "a copy of the base's own weight; not compared with it"
     return next((reason for part, reason in TRAINING_STATE.items() if part in key), None)
 
 

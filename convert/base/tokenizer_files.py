@@ -8,9 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from openlora_jax.detokenizer import TokenBytes
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.tokenizer import TEMPLATE_LIMIT, TOKENIZER_LIMIT
-from openlora_jax.untrusted import read_json_object, read_limited
+from openlora_jax.untrusted import parse_json_object, read_json_object, read_limited
 
 SPECIAL_TOKENS = ("bos", "eos", "unk", "pad")
 SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json")
@@ -53,11 +54,13 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> TokenizerFiles:
     if not path.exists():
         _refuse_slow(folder)
     try:
-        tokenizer = Tokenizer.from_buffer(read_limited(path, TOKENIZER_LIMIT))
+        text = read_limited(path, TOKENIZER_LIMIT)
+        TokenBytes.of(parse_json_object(path, text).get("decoder"))  # one that text can be streamed with
+        tokenizer = Tokenizer.from_buffer(text)
     except BadCheckpoint:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise BadCheckpoint(path, f"is no tokenizer: {str(error)[:200]}") from error
+        raise BadCheckpoint(path, f"is no tokenizer that can be used: {str(error)[:200]}") from error
     size = tokenizer.get_vocab_size(with_added_tokens=False)
     if size > vocab_size:
         raise BadCheckpoint(path, f"has {size:,} tokens, the model {vocab_size:,}: the tokenizer of another model?")

@@ -165,6 +165,11 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / "model.safetensors")
 
 
+def no_decoder(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder": None}))
+
+
 def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -184,6 +189,7 @@ BAD_FOLDERS: dict[str, tuple[Any, type[OpenLoraError], tuple[str, ...]]] = {
     "dangling link": (link("config.json", "gone.json"), BadCheckpoint, ("config.json", "No such file")),
     "no tokenizer": (drop("tokenizer.json"), BadCheckpoint, ("tokenizer.json",)),
     "bad tokenizer": (write("tokenizer.json", '{"model": 3}'), BadCheckpoint, ("tokenizer.json", "no tokenizer")),
+    "no decoder": (no_decoder, BadCheckpoint, ("tokenizer.json", "decoder None")),
     "adapter": (
         lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
         BadCheckpoint,
