@@ -101,7 +101,7 @@ class AdapterStore:
         """
         check_name(name)
         digest = artifact_digest(manifest, tensors)
-        with self._changing():
+        with self.changing():
             self._sweep()
             self._check_free({name: digest}, replace)
             self._place(digest, manifest, tensors)
@@ -118,7 +118,7 @@ class AdapterStore:
         """
         for name in digests:
             check_name(name)
-        with self._changing():
+        with self.changing():
             for digest in set(digests.values()):
                 self.manifest(digest)
             self._check_free(digests, replace)
@@ -126,7 +126,7 @@ class AdapterStore:
 
     def remove(self, name: str) -> None:
         """Removes a name, and its artifact if no other name stands for it. Raises UnknownAdapter."""
-        with self._changing():
+        with self.changing():
             if name not in self.registrations():
                 raise UnknownAdapter(name)
             self._registry.append({name: None})
@@ -136,6 +136,16 @@ class AdapterStore:
         """Recomputes the digest of every registered artifact: digest -> what is wrong with it, or None."""
         digests = {registration.digest for registration in self.registrations().values()}
         return {digest: self._damage(digest) for digest in sorted(digests)}
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Holds the store's lock, which the kernel releases if the process dies. Not while a method here takes it."""
+        try:
+            with open(self.path / "lock", "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise CannotInstall(self.path, os.strerror(error.errno) if error.errno else str(error)) from error
 
     def _check_free(self, digests: Mapping[str, str], replace: bool) -> None:
         current = self.registrations()
@@ -180,13 +190,3 @@ class AdapterStore:
         old = self._artifacts / f".{digest}.deleted"
         self.folder(digest).rename(old)
         shutil.rmtree(old)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Holds the store's lock, which the kernel releases if the process dies."""
-        try:
-            with open(self.path / "lock", "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
-        except OSError as error:
-            raise CannotInstall(self.path, os.strerror(error.errno) if error.errno else str(error)) from error

@@ -74,8 +74,9 @@ def install_synthetic(
         if not digests:
             template = store.folder(store.install(name, manifest, tensors))
         digests[name] = artifact_digest(manifest, tensors)
-        if not store.folder(digests[name]).exists():
-            _copy(template, store.folder(digests[name]), tensors)
+        with store.changing():  # another process's install deletes what lies half-written in the store
+            if not store.folder(digests[name]).exists():
+                _copy(template, store.folder(digests[name]), tensors)
     store.register(digests)
     return digests
 

@@ -1,5 +1,6 @@
 """The store: whole changes or none, under kill -9 as well; names and content are kept apart."""
 
+import fcntl
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,6 +192,21 @@ def test_many_synthetic_adapters(store: AdapterStore) -> None:
     tensor = store.read(digests["a3"])[1]["q_proj.A"].astype(np.float32)
     assert np.abs(tensor[:, 1, :4]).min() > 0
     assert not tensor[:, 1, 4:].any()
+
+
+def test_synthetic_adapters_are_copied_under_the_lock(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: set[Path] = set()
+
+    def copytree(source: Any, target: Any, *rest: Any, **options: Any) -> Any:
+        with open(store.path / "lock") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        copied.add(Path(target))
+        return original(source, target, *rest, **options)
+
+    original = shutil.copytree
+    monkeypatch.setattr(shutil, "copytree", copytree)
+    install_synthetic(store, TINY, BASE, {"a": 0, "b": 1, "c": 2})
+    assert len({path for path in copied if path.parent.name == "artifacts"}) == 2
 
 
 CHANGES_FOR_EVER = """
