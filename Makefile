@@ -14,7 +14,7 @@ PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(CAN)' 2>/dev/null && e
 # Programs that JAX has compiled, for the next start.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo serve base test test-slow check check-all format clean
+.PHONY: help demo serve base test test-oracle test-slow check check-all format clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,15 +30,18 @@ base: $(BASE)/manifest.json ## fetch and convert the base model, SmolLM2-135M-In
 test: $(VENV)/ready base ## run the tests; needs no torch
 	$(BIN)/pytest -m "not slow and not torch" $(TESTS)
 
-test-slow: $(VENV)/oracle base ## run the slow tests and those against torch and peft
-	$(BIN)/pytest -m "slow or torch" $(TESTS)
+test-oracle: $(VENV)/oracle base ## run the tests against torch and peft
+	$(BIN)/pytest -m "torch and not slow" $(TESTS)
+
+test-slow: $(VENV)/oracle base ## run the slow tests; the longest takes half an hour
+	$(BIN)/pytest -m slow $(TESTS)
 
 check: $(VENV)/ready ## lint, formatting, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check-all: check test test-slow ## everything
+check-all: check test test-oracle test-slow ## everything
 
 format: $(VENV)/ready ## format, and fix what lint can fix
 	$(BIN)/ruff check --fix
