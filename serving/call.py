@@ -1,7 +1,8 @@
 """One call, from its arrival to its status.
 
-Every handler runs inside `Gate.run`: refused while the server starts or drains, counted so that a drain can wait for
-it, its errors mapped to a status, and one line written to the log when it ends, without a word of its prompt.
+Every handler runs inside `Gate.run`: refused while the server starts or drains or has too much to do, counted so that a
+drain can wait for it, its errors mapped to a status, and one line written to the log when it ends, without a word of its
+prompt.
 """
 
 import asyncio
@@ -84,6 +85,9 @@ class Call:
 class Gate:
     """Lets calls in between `open` and `close`, and knows when the last one has left. For one event loop.
 
+    No more calls are in at once, over all connections, than the engine runs and lets wait: further ones are refused
+    before they cost anything.
+
     Args:
         stall: how long one message of a stream may wait for its reader, in seconds.
     """
@@ -116,6 +120,9 @@ class Gate:
         """Runs a handler and returns its response, or ends the call with the status of its error."""
         if self._llm is None:
             await context.abort_with_status(status.to_status(EngineStopped(self._refusal)))
+        most = self._llm.config.max_queue + self._llm.config.max_rows
+        if self._live >= most:
+            await context.abort_with_status(status.to_status(Overloaded("calls in progress", most)))
         call = Call(context, self._llm, self._stall)
         with self._counted(), call.logged(method):
             try:

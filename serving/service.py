@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from openlora_jax import __version__
 from openlora_jax.engine.request import Delta, Finished, GenerateRequest, Scored, ScoreRequest
+from openlora_jax.errors import Overloaded
 from serving import catalog, translate
 from serving.call import Call, Gate, rpc
 from serving.engine import LLM, EventStream
@@ -121,13 +122,21 @@ def _submitted(request: GenerateRequest | ScoreRequest, call: Call) -> Iterator[
         stream.cancel()
 
 
+def _refuse_if_full(llm: LLM) -> None:
+    """What the engine would say, before the prompt is tokenised."""
+    if llm.engine.stats.waiting >= llm.config.max_queue:
+        raise Overloaded("waiting requests", llm.config.max_queue)
+
+
 async def _generate_request(request: pb.GenerateRequest, call: Call) -> GenerateRequest:
+    _refuse_if_full(call.llm)
     work = translate.generate_input(request, call.llm.config.max_model_len)
     generate = await asyncio.to_thread(work.request, call.llm.tokenizer)
     return replace(generate, deadline=call.deadline)
 
 
 async def _score_request(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
+    _refuse_if_full(call.llm)
     work = translate.score_input(request, call.llm.config.max_model_len)
     score = await asyncio.to_thread(work.request, call.llm.tokenizer)
     return replace(score, deadline=call.deadline)

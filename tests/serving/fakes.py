@@ -42,8 +42,14 @@ def generate(text: str = "abc", **sampling: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(prompt=pb.Prompt(text=text), sampling=pb.SamplingParams(**sampling))
 
 
+@dataclass
 class FakeTokenizer:
+    """`texts` counts what was tokenised."""
+
+    texts: int = 0
+
     def encode(self, text: str, special: bool = True) -> list[int]:
+        self.texts += 1
         return [ord(character) for character in text]
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -1,0 +1,57 @@
+"""What is too much is refused before it costs anything."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+
+from openlora_jax.engine.stream import EventStream
+from serving.proto import openlora_pb2 as pb
+from serving.proto import openlora_pb2_grpc as pb_grpc
+from tests.serving.fakes import FakeLLM, generate
+from tests.serving.test_cancellation import until
+
+
+async def test_a_full_queue_refuses_before_it_tokenises(stub: Any, llm: FakeLLM) -> None:
+    llm.engine.waiting = llm.config.max_queue
+    score = pb.ScoreRequest(prompt=pb.Prompt(text="a"), completion="b")
+    for call in (stub.Generate(generate()), stub.GenerateStream(generate()).read(), stub.Score(score)):
+        with pytest.raises(grpc.aio.AioRpcError, match="limit of 1024 waiting requests") as failure:
+            await call
+        assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert llm.tokenizer.texts == 0
+    llm.engine.waiting -= 1
+    assert (await stub.Generate(generate(max_tokens=1))).outputs[0].text == "d"
+
+
+@pytest.mark.parametrize("llm", [FakeLLM(max_queue=2)])
+async def test_calls_are_bounded_over_all_connections(
+    address: str, stub: Any, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = llm.config.max_queue + llm.config.max_rows
+    submit, waiting = llm.engine.submit, EventStream(lambda: None)
+    monkeypatch.setattr(llm.engine, "submit", lambda request: waiting)
+    calls = [asyncio.ensure_future(stub.Generate(generate())) for _ in range(most)]
+    await until(lambda: llm.tokenizer.texts == most)
+    async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        other: Any = pb_grpc.OpenLoraStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError, match=f"limit of {most} calls in progress") as failure:
+            await other.Generate(generate())
+        assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert llm.tokenizer.texts == most
+        for call in calls:
+            call.cancel()
+        await until(lambda: waiting.cancelled)
+        monkeypatch.setattr(llm.engine, "submit", submit)
+        async with asyncio.timeout(5.0):
+            while not await is_answered(other):
+                await asyncio.sleep(0.01)
+
+
+async def is_answered(stub: Any) -> bool:
+    try:
+        await stub.Generate(generate(max_tokens=1))
+    except grpc.aio.AioRpcError:
+        return False
+    return True
