@@ -3,12 +3,19 @@
 A request acquires a lease at admission, which starts the read at once, on a loader thread. When the adapter is in host
 memory the engine is told; when it schedules the request, it places the lease, which writes the pages to the device if
 they are not there. Nothing here blocks the engine thread: it only takes a lock that nobody holds while reading.
+
+What the oldest waiting request lacks, and what a request loses that was ready, is read next, whatever host memory holds
+already; every other read begins only while what waiting requests hold there is within the budget. So there is always a
+request that waits for no other one that waits: the oldest becomes ready, who was ready becomes so again, and what is
+ready waits for nothing but pages that running requests give back.
 """
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import Literal, Protocol, runtime_checkable
 
 from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, HostCache
@@ -70,10 +77,11 @@ class AdapterStatus:
 class Lease:
     """One request's hold on one adapter. Made by `AdapterCache.acquire`; any thread."""
 
-    def __init__(self, cache: "AdapterCache", name: str, residence: Residence) -> None:
+    def __init__(self, cache: "AdapterCache", request: int, name: str, residence: Residence) -> None:
         self.name = name
         self.digest = residence.digest
         self._cache = cache
+        self._request = request
         self._residence = residence
         self._misfit: str | None = None
         self._pages: AdapterPages | None = None
@@ -136,15 +144,20 @@ class AdapterCache:
         self._loader = Loader(self._read, self._loaded, threads, RETRY_AFTER, clock)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
+        self._requests = count()
+        self._waiting: OrderedDict[Lease, None] = OrderedDict()  # not placed and not released, request by request
 
-    def acquire(self, name: str, digest: str) -> Lease:
-        """A new hold on an adapter; its load begins unless it is here, on its way, or has just failed. Any thread."""
+    def acquire(self, *adapters: tuple[str, str]) -> list[Lease]:
+        """New holds on the adapters of one request, each given by name and digest. Any thread.
+
+        The load of each begins in its turn, unless it is here, on its way, or has just failed. Who gets a lease that
+        fails releases all that came with it, so that younger requests have their turn.
+        """
         with self._lock:
-            residence = self._residency.acquire(digest)
-            if residence.pages is None and not self._host.held(digest):
-                self._fetch(residence)
-            self._loader.start(room=self._host.has_room)
-            return Lease(self, name, residence)
+            request = next(self._requests)
+            leases = [self._lease(request, name, digest) for name, digest in adapters]
+            self._begin_reads()
+            return leases
 
     def place(self, *leases: Lease) -> bool:
         """Brings the adapters of one request to the device, all or none. Engine thread only.
@@ -169,7 +182,7 @@ class AdapterCache:
         Raises:
             AdapterUnavailable: it cannot be loaded.
         """
-        lease = self.acquire(name, digest)
+        [lease] = self.acquire((name, digest))
         try:
             lease.wait()
             if lease.error:
@@ -239,6 +252,19 @@ class AdapterCache:
         with self._settled:
             return self._settled.wait_for(lambda: self._here(lease._residence) or lease.error is not None, timeout)
 
+    def _lease(self, request: int, name: str, digest: str) -> Lease:
+        residence = self._residency.acquire(digest)
+        if residence.pages is None and not self._host.held(digest):
+            self._fetch(residence)
+        lease = Lease(self, request, name, residence)
+        self._waiting[lease] = None
+        return lease
+
+    def _begin_reads(self) -> None:
+        oldest = next(iter(self._waiting), None)
+        members = takewhile(lambda lease: oldest and lease._request == oldest._request, self._waiting)
+        self._loader.start(urgent=[lease.digest for lease in members], room=self._host.has_room)
+
     def _fetch(self, residence: Residence, *, again: bool = False) -> None:
         """Sees to it that a residence without pages gets its adapter into host memory, and that it stays there."""
         adapter = self._host.get(residence.digest)
@@ -274,7 +300,7 @@ class AdapterCache:
                 self._host.put(digest, result, held=waiting is not None)
                 if waiting:
                     waiting.counts = result.counts
-            self._loader.start(room=self._host.has_room)
+            self._begin_reads()
             self._settled.notify_all()
         if waiting:
             self.on_ready(digest)
@@ -296,12 +322,13 @@ class AdapterCache:
         writes = [(member, adapter) for member in absent if (adapter := self._host.get(member.digest))]
         for lease in arriving:
             lease._pages = lease._residence.pages
+            self._waiting.pop(lease, None)
         for member in absent:
             self._host.unhold(member.digest)
         for residence in evicted:
             if residence.waiters:
                 self._fetch(residence, again=True)
-        self._loader.start(room=self._host.has_room)
+        self._begin_reads()
         return writes
 
     def _write(self, residence: Residence, adapter: HostAdapter) -> bool:
@@ -319,6 +346,7 @@ class AdapterCache:
             if lease._released:
                 return
             lease._released = True
+            self._waiting.pop(lease, None)
             residence = lease._residence
             free = self._residency.release(residence, placed=lease._pages is not None)
             if free and self._residency.get(lease.digest) is None:
@@ -326,4 +354,4 @@ class AdapterCache:
                 self._host.unhold(lease.digest)
                 if residence.unloading:
                     self._host.drop(lease.digest)
-            self._loader.start(room=self._host.has_room)
+            self._begin_reads()

@@ -1,8 +1,8 @@
-"""Loader threads: each digest is read once at a time, oldest request first, and not again right after a failure."""
+"""Loader threads: each digest is read once at a time, in the order of the requests, and not at once after a failure."""
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -57,11 +57,11 @@ class Loader(Generic[T]):
         """Takes back a request whose read has not begun."""
         self._pending.pop(digest, None)
 
-    def start(self, *, room: bool) -> None:
-        """Begins as many reads as there are idle threads; without room in host memory, only those that need none."""
-        while not self._stopped and self._pending and len(self._running) < self._threads:
-            digest, again = next(iter(self._pending.items()))
-            if not (room or again):
+    def start(self, *, urgent: Collection[str], room: bool) -> None:
+        """Begins reads on idle threads: what is `urgent` first; without room in host memory, only what needs none."""
+        while not self._stopped and len(self._running) < self._threads:
+            digest = self._next(urgent, room)
+            if digest is None:
                 return
             del self._pending[digest]
             self._running.add(digest)
@@ -90,6 +90,13 @@ class Loader(Generic[T]):
     def join(self) -> None:
         """Waits for what has begun. Called without the owner's lock, which `done` takes."""
         self._executor.shutdown(wait=True)
+
+    def _next(self, urgent: Collection[str], room: bool) -> str | None:
+        for digest in urgent:
+            if digest in self._pending:
+                return digest
+        first, again = next(iter(self._pending.items()), (None, False))
+        return first if room or again else None
 
     def _run(self, digest: str) -> None:
         result: T | Exception

@@ -169,8 +169,8 @@ class Engine:
         live = LiveRequest(request, EventStream(self._wake), self._clock())
         self._enter_queue(live)
         try:
-            for item, digest in zip(request.mix, digests, strict=True):
-                live.leases.append(self._adapters.acquire(item.adapter, digest))
+            names = [item.adapter for item in request.mix]
+            live.leases = self._adapters.acquire(*zip(names, digests, strict=True))
             live.sequences = self._sequences(live, request)
             self._arrive(live)
         except BaseException:

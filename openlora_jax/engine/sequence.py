@@ -45,8 +45,8 @@ class Adapters(Protocol):
 
     on_ready: Callable[[str], None]
 
-    def acquire(self, name: str, digest: str) -> Lease:
-        """Starts the load if nobody did. Any thread."""
+    def acquire(self, *adapters: tuple[str, str]) -> list[Any]:
+        """A lease on each adapter of one request, given by name and digest; starts their loads. Any thread."""
 
     def place(self, *leases: Any) -> bool:
         """Brings the pages of one request's adapters to the device, all or none; False if there is no room now.

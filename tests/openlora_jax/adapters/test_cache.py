@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from queue import SimpleQueue
 
 import numpy as np
@@ -97,8 +98,13 @@ class World:
         )
         self.cache.on_ready = self.told.put
 
+    def asked(self, digest: str) -> Lease:
+        """A request for one adapter."""
+        [lease] = self.cache.acquire((digest.upper(), digest))
+        return lease
+
     def ready(self, digest: str) -> Lease:
-        lease = self.cache.acquire(digest.upper(), digest)
+        lease = self.asked(digest)
         assert lease.wait(TIMEOUT)
         return lease
 
@@ -132,7 +138,7 @@ def world() -> Iterator[World]:
 
 def test_from_disk_to_device(world: World) -> None:
     go = world.source.stall("a")
-    lease = world.cache.acquire("A", "a")
+    lease = world.asked("a")
     seen = [(lease.ready, world.cache.place(lease), world.states()["a"])]
     go.set()
     assert world.told.get(timeout=TIMEOUT) == "a"
@@ -151,7 +157,7 @@ def test_pages_are_not_to_be_had_before_the_lease_is_placed(world: World) -> Non
 
 def test_many_requests_cost_one_read_and_one_write(world: World) -> None:
     go = world.source.stall("a")
-    leases = [world.cache.acquire("A", "a") for _ in range(5)]
+    leases = [world.asked("a") for _ in range(5)]
     go.set()
     assert all(lease.wait(TIMEOUT) for lease in leases)
     assert world.cache.place(leases[0])
@@ -163,7 +169,7 @@ def test_many_requests_cost_one_read_and_one_write(world: World) -> None:
 
 def test_a_released_adapter_is_there_for_the_next_request(world: World) -> None:
     world.placed("a").release()
-    again = world.cache.acquire("A", "a")
+    again = world.asked("a")
     assert again.ready
     assert world.cache.place(again)
     assert world.source.reads == ["a"]
@@ -246,7 +252,7 @@ def test_an_adapter_of_another_base_is_refused(world: World) -> None:
 def test_a_failed_load_fails_those_who_wait_for_it_and_nobody_else(world: World) -> None:
     world.source.broken["a"] = OSError("the disk is on fire")
     go = world.source.stall("a")
-    first, second = (world.cache.acquire(name, "a") for name in ("A", "alias"))
+    first, second = world.cache.acquire(("A", "a"), ("alias", "a"))
     other = world.ready("b")
     go.set()
     assert first.wait(TIMEOUT)
@@ -266,7 +272,7 @@ def test_a_failed_load_is_tried_again_but_not_at_once(world: World) -> None:
     world.source.broken["a"] = OSError("flaky")
     world.ready("a").release()
     for _ in range(10):
-        lease = world.cache.acquire("A", "a")
+        lease = world.asked("a")
         assert isinstance(lease.error, AdapterUnavailable)
         lease.release()
     assert world.source.reads == ["a"]
@@ -289,9 +295,9 @@ def test_a_failed_write_fails_its_request_and_gives_the_pages_back(world: World)
 def test_a_request_that_left_before_its_load_began_costs_no_read(world: World) -> None:
     world.open(threads=1)
     go = world.source.stall("a")
-    world.cache.acquire("A", "a")
+    world.asked("a")
     assert world.source.begun.get(timeout=TIMEOUT) == "a"
-    left, stays = world.cache.acquire("B", "b"), world.cache.acquire("C", "c")
+    left, stays = world.asked("b"), world.asked("c")
     left.release()
     go.set()
     assert stays.wait(TIMEOUT)
@@ -300,11 +306,11 @@ def test_a_request_that_left_before_its_load_began_costs_no_read(world: World) -
 
 def test_a_load_that_everybody_left_still_serves_the_next_one(world: World) -> None:
     go = world.source.stall("a")
-    lease = world.cache.acquire("A", "a")
+    lease = world.asked("a")
     assert world.source.begun.get(timeout=TIMEOUT) == "a"
     lease.release()
     assert world.states() == {}
-    late = world.cache.acquire("A", "a")
+    late = world.asked("a")
     go.set()
     assert late.wait(TIMEOUT)
     assert world.source.reads == ["a"]
@@ -312,7 +318,7 @@ def test_a_load_that_everybody_left_still_serves_the_next_one(world: World) -> N
 
 def test_host_memory_bounds_how_many_waiting_adapters_are_read(world: World) -> None:
     world.open(host_bytes=2 * SIZE, threads=1)
-    leases = {digest: world.cache.acquire(digest.upper(), digest) for digest in "abcd"}
+    leases = {digest: world.asked(digest) for digest in "abcd"}
     assert leases["b"].wait(TIMEOUT)
     assert world.source.reads == ["a", "b"]
     assert world.cache.place(leases["a"])
@@ -323,10 +329,67 @@ def test_host_memory_bounds_how_many_waiting_adapters_are_read(world: World) -> 
     assert sum(status.host_bytes for status in world.cache.status()) == 2 * SIZE
 
 
+def test_a_mix_larger_than_host_memory_is_read_whole(world: World) -> None:
+    world.open(host_bytes=1, threads=1)
+    mix = world.cache.acquire(("A", "a"), ("B", "b"), ("C", "c"))
+    younger = world.asked("d")
+    assert all(lease.wait(TIMEOUT) for lease in mix)
+    assert not younger.ready
+    assert world.cache.place(*mix)
+    assert younger.wait(TIMEOUT)
+
+
+def test_what_a_request_lost_that_was_ready_is_read_without_room(world: World) -> None:
+    """Not the oldest: an engine may wait for it before it places the oldest."""
+    world.open(host_bytes=2 * SIZE)
+    world.placed("a").release()
+    oldest, loser = world.ready("b"), world.ready("a")
+    go = [world.source.stall(digest) for digest in ("wide", "c")]
+    wide, younger = world.asked("wide"), world.asked("c")
+    for event in go:
+        event.set()
+    assert all(lease.wait(TIMEOUT) for lease in (wide, younger))
+    assert world.cache.place(wide)
+    assert loser.wait(TIMEOUT)
+    assert sorted(world.source.reads) == ["a", "a", "b", "c", "wide"]
+    assert oldest.ready
+
+
+def test_what_the_oldest_request_lost_is_read_before_all_else(world: World) -> None:
+    world.open(host_bytes=SIZE, threads=1)
+    world.placed("a").release()
+    oldest, wide = world.ready("a"), world.ready("wide")
+    younger = [world.asked(digest) for digest in "bc"]
+    assert world.cache.place(wide)
+    assert oldest.wait(TIMEOUT)
+    assert world.source.reads == ["a", "wide", "a"]
+    wide.release()
+    assert world.cache.place(oldest)
+    assert younger[0].wait(TIMEOUT)
+    assert world.source.reads == ["a", "wide", "a", "b"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_request_is_served_whatever_fits_into_host_memory(world: World, seed: int) -> None:
+    """Requests for mixes of a few adapters, some of them cancelled; those that came last are placed first."""
+    rng = np.random.default_rng(seed)
+    world.open(host_bytes=int(rng.integers(1, 5)) * SIZE, threads=int(rng.integers(1, 4)))
+    mixes = [rng.choice(list(SMALL), size, replace=False) for size in rng.integers(1, 4, 40)]
+    live = [world.cache.acquire(*((digest.upper(), str(digest)) for digest in mix)) for mix in mixes]
+    while live:
+        ended = [leases for leases in reversed(live) if rng.random() < 0.02 or world.cache.place(*leases)]
+        for lease in chain.from_iterable(ended):
+            lease.release()
+        live = [leases for leases in live if leases not in ended]
+        world.cache.validate()
+        if not ended:
+            world.told.get(timeout=TIMEOUT)
+
+
 def test_warming_reads_into_host_memory(world: World) -> None:
     world.cache.load("A", "a")
     assert world.states() == {"a": "host"}
-    assert world.cache.acquire("A", "a").ready
+    assert world.asked("a").ready
     with pytest.raises(AdapterUnavailable, match="'HUGE'"):
         world.cache.load("HUGE", "huge")
 
@@ -350,7 +413,7 @@ def test_unload_in_use_waits_for_the_last_request(world: World) -> None:
 def test_a_request_calls_a_draining_adapter_back(world: World) -> None:
     first = world.placed("a")
     world.cache.unload("a")
-    second = world.cache.acquire("A", "a")
+    second = world.asked("a")
     assert second.ready
     first.release()
     assert world.states() == {"a": "resident"}
@@ -360,7 +423,7 @@ def test_a_request_calls_a_draining_adapter_back(world: World) -> None:
 
 def test_unload_during_the_load_serves_those_who_wait(world: World) -> None:
     go = world.source.stall("a")
-    lease = world.cache.acquire("A", "a")
+    lease = world.asked("a")
     world.cache.unload("a")
     go.set()
     assert lease.wait(TIMEOUT)
@@ -382,14 +445,14 @@ def test_a_pinned_adapter_stays_resident(world: World) -> None:
 def test_closing_fails_what_was_not_read(world: World) -> None:
     world.open(threads=1)
     go = world.source.stall("a")
-    first = world.cache.acquire("A", "a")
+    first = world.asked("a")
     assert world.source.begun.get(timeout=TIMEOUT) == "a"
-    second = world.cache.acquire("B", "b")
+    second = world.asked("b")
     go.set()
     world.cache.close()
     assert first.ready
     assert isinstance(second.error, AdapterUnavailable)
-    assert isinstance(world.cache.acquire("C", "c").error, AdapterUnavailable)
+    assert isinstance(world.asked("c").error, AdapterUnavailable)
 
 
 def submit_at_random(world: World, submitted: SimpleQueue[Lease], seed: int) -> None:
@@ -397,7 +460,7 @@ def submit_at_random(world: World, submitted: SimpleQueue[Lease], seed: int) -> 
     rng = np.random.default_rng(seed)
     for _ in range(CHURN):
         digest = SMALL[rng.integers(len(SMALL))]
-        lease = world.cache.acquire(digest.upper(), digest)
+        lease = world.asked(digest)
         if rng.random() < 0.3:
             lease.release()
         elif rng.random() < 0.1:

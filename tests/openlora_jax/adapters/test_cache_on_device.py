@@ -58,7 +58,7 @@ def test_pages_hold_the_artifact_through_churn(cache: AdapterCache, store: Adapt
     running: list[Lease] = []
     poison_free(pool, [])
     for name in order:
-        lease = cache.acquire(name, store.resolve(name))
+        [lease] = cache.acquire((name, store.resolve(name)))
         assert lease.wait(30.0)
         while not cache.place(lease):
             running.pop(0).release()
@@ -70,7 +70,7 @@ def test_pages_hold_the_artifact_through_churn(cache: AdapterCache, store: Adapt
 
 
 def test_an_adapter_of_another_base_is_refused(cache: AdapterCache, store: AdapterStore) -> None:
-    lease = cache.acquire("foreign", store.resolve("foreign"))
+    [lease] = cache.acquire(("foreign", store.resolve("foreign")))
     assert lease.wait(30.0)
     assert OTHER_BASE in str(lease.error)
 
@@ -78,9 +78,9 @@ def test_an_adapter_of_another_base_is_refused(cache: AdapterCache, store: Adapt
 def test_a_damaged_artifact_fails_its_lease(cache: AdapterCache, store: AdapterStore, tmp_path: Path) -> None:
     digest = store.resolve("small-0")
     (tmp_path / "store" / "artifacts" / digest / "manifest.json").write_text("{")
-    lease = cache.acquire("small-0", digest)
+    [lease] = cache.acquire(("small-0", digest))
     assert lease.wait(30.0)
     assert "manifest.json" in str(lease.error)
-    sound = cache.acquire("small-1", store.resolve("small-1"))
+    [sound] = cache.acquire(("small-1", store.resolve("small-1")))
     assert sound.wait(30.0)
     assert cache.place(sound)

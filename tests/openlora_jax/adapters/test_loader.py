@@ -44,38 +44,40 @@ def test_a_digest_is_read_once_at_a_time(reader: Reader) -> None:
     go = reader.stall("a")
     for _ in range(3):
         reader.loader.request("a")
-        reader.loader.start(room=True)
+        reader.loader.start(urgent=(), room=True)
     assert reader.begun.get(timeout=TIMEOUT) == "a"
     reader.loader.request("a")
     go.set()
     assert reader.ended.get(timeout=TIMEOUT) == ("a", "A")
     reader.loader.finish("a", None)
-    reader.loader.start(room=True)
+    reader.loader.start(urgent=(), room=True)
     reader.loader.join()
     assert reader.begun.empty()
 
 
-def test_the_oldest_request_is_read_first_and_one_for_the_second_time_before_it(reader: Reader) -> None:
+def test_reads_begin_in_order_after_what_is_urgent_and_what_was_here_before(reader: Reader) -> None:
+    for digest in ("a", "b", "c"):
+        reader.loader.request(digest)
+    reader.loader.request("d", again=True)
+    order = []
+    for _ in range(4):
+        reader.loader.start(urgent=["elsewhere", "c"], room=True)
+        order.append(reader.ended.get(timeout=TIMEOUT)[0])
+        reader.loader.finish(order[-1], None)
+    assert order == ["c", "d", "a", "b"]
+
+
+def test_without_room_only_what_is_urgent_or_read_for_the_second_time_begins(reader: Reader) -> None:
     for digest in ("a", "b"):
         reader.loader.request(digest)
     reader.loader.request("c", again=True)
-    order = []
-    for _ in range(3):
-        reader.loader.start(room=True)
-        order.append(reader.ended.get(timeout=TIMEOUT)[0])
-        reader.loader.finish(order[-1], None)
-    assert order == ["c", "a", "b"]
-
-
-def test_without_room_only_a_read_for_the_second_time_begins(reader: Reader) -> None:
-    reader.loader.request("a")
-    reader.loader.request("b", again=True)
-    reader.loader.start(room=False)
-    assert reader.ended.get(timeout=TIMEOUT)[0] == "b"
-    reader.loader.finish("b", None)
-    reader.loader.start(room=False)
+    for digest in ("b", "c"):
+        reader.loader.start(urgent=["b"], room=False)
+        assert reader.ended.get(timeout=TIMEOUT)[0] == digest
+        reader.loader.finish(digest, None)
+    reader.loader.start(urgent=["b"], room=False)
     reader.loader.join()
-    assert list(iter(reader.begun.get, "b")) == []
+    assert [reader.begun.get(timeout=TIMEOUT) for _ in range(2)] == ["b", "c"]
     assert reader.begun.empty()
 
 
@@ -83,12 +85,12 @@ def test_a_cancelled_request_is_never_read(reader: Reader) -> None:
     go = reader.stall("a")
     for digest in ("a", "b"):
         reader.loader.request(digest)
-    reader.loader.start(room=True)
+    reader.loader.start(urgent=(), room=True)
     reader.loader.cancel("b")
     go.set()
     reader.ended.get(timeout=TIMEOUT)
     reader.loader.finish("a", None)
-    reader.loader.start(room=True)
+    reader.loader.start(urgent=(), room=True)
     reader.loader.join()
     assert reader.begun.get(timeout=TIMEOUT) == "a"
     assert reader.begun.empty()
@@ -96,7 +98,7 @@ def test_a_cancelled_request_is_never_read(reader: Reader) -> None:
 
 def test_a_failure_is_remembered_for_a_while_and_only_for_its_digest(reader: Reader) -> None:
     reader.loader.request("bad")
-    reader.loader.start(room=True)
+    reader.loader.start(urgent=(), room=True)
     _, error = reader.ended.get(timeout=TIMEOUT)
     assert isinstance(error, OSError)
     reader.loader.finish("bad", str(error))
@@ -110,7 +112,7 @@ def test_a_stopped_loader_reads_nothing_more(reader: Reader) -> None:
     reader.loader.request("a")
     reader.loader.stop()
     reader.loader.request("b")
-    reader.loader.start(room=True)
+    reader.loader.start(urgent=(), room=True)
     reader.loader.join()
     assert reader.begun.empty()
     assert reader.loader.refusal("a") == STOPPED

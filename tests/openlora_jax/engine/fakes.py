@@ -139,12 +139,12 @@ class FakeAdapters:
     def __post_init__(self) -> None:
         self.on_ready: Callable[[str], None] = lambda digest: None
 
-    def acquire(self, name: str, digest: str) -> FakeLease:
-        lease = FakeLease(self, name, digest)
-        self.leases.append(lease)
+    def acquire(self, *adapters: tuple[str, str]) -> list[FakeLease]:
+        leases = [FakeLease(self, name, digest) for name, digest in adapters]
+        self.leases += leases
         if self.automatic:
-            self.loaded.add(digest)
-        return lease
+            self.loaded.update(digest for _, digest in adapters)
+        return leases
 
     def finish_load(self, digest: str) -> None:
         self.loaded.add(digest)
