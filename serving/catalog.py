@@ -54,12 +54,16 @@ def unload(llm: LLM, name: str) -> pb.Adapter:
 
 
 def pin(llm: LLM, name: str) -> pb.Adapter:
-    llm.adapters.pin(llm.store.resolve(name), True)
-    return get(llm, name)
+    return _pin(llm, name, True)
 
 
 def unpin(llm: LLM, name: str) -> pb.Adapter:
-    llm.adapters.pin(llm.store.resolve(name), False)
+    return _pin(llm, name, False)
+
+
+def _pin(llm: LLM, name: str, pinned: bool) -> pb.Adapter:
+    llm.store.resolve(name)  # raises for a name that stands for nothing
+    llm.adapters.pin(name, pinned)
     return get(llm, name)
 
 

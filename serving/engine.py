@@ -67,7 +67,8 @@ class AdapterCache(Protocol):
 
     def unload(self, digest: str) -> None: ...
 
-    def pin(self, digest: str, pinned: bool) -> None: ...
+    def pin(self, name: str, pinned: bool) -> None:
+        """Keeps what the name stands for, now and later, on the device once it is there."""
 
 
 class Model(Protocol):

@@ -21,6 +21,7 @@ from typing import Literal, Protocol, runtime_checkable
 from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, HostCache
 from openlora_jax.adapters.loader import STOPPED, Loader
 from openlora_jax.adapters.pages import AdapterPages, shortage
+from openlora_jax.adapters.registry import Registration
 from openlora_jax.adapters.residency import Residence, Residency
 from openlora_jax.errors import AdapterUnavailable, OpenLoraError
 
@@ -40,8 +41,12 @@ class AdapterFacts(Protocol):
 
 @runtime_checkable
 class AdapterSource(Protocol):
-    """Where adapters come from; `AdapterStore` is one. Called on loader threads; what it raises fails the load."""
+    """Where adapters come from; `AdapterStore` is one.
 
+    `manifest` and `read` are called on loader threads, and what they raise fails the load.
+    """
+
+    def registrations(self) -> Mapping[str, Registration]: ...
     def manifest(self, digest: str) -> AdapterFacts: ...
     def read(self, digest: str) -> tuple[AdapterFacts, AdapterTensors]: ...
 
@@ -146,13 +151,19 @@ class AdapterCache:
         self._settled = threading.Condition(self._lock)
         self._requests = count()
         self._waiting: OrderedDict[Lease, None] = OrderedDict()  # not placed and not released, request by request
+        self._pins: set[str] = set()  # names
+        self._pins_lock = threading.Lock()  # taken before `_lock`, never by the engine thread: it is held while reading
 
     def acquire(self, *adapters: tuple[str, str]) -> list[Lease]:
         """New holds on the adapters of one request, each given by name and digest. Any thread.
 
         The load of each begins in its turn, unless it is here, on its way, or has just failed. Who gets a lease that
         fails releases all that came with it, so that younger requests have their turn.
+
+        Raises:
+            BadCheckpoint: something is pinned, and the registry that says what it stands for is damaged.
         """
+        self._follow_pins()
         with self._lock:
             request = next(self._requests)
             leases = [self._lease(request, name, digest) for name, digest in adapters]
@@ -191,23 +202,33 @@ class AdapterCache:
             lease.release()
 
     def unload(self, digest: str) -> None:
-        """Unpins an adapter and gives its memory back, on host and device: now if it is idle, else with its last lease.
+        """Gives an adapter's memory back, on host and device: now if it is idle, else with its last lease.
+
+        Every name that stands for it is unpinned.
 
         A request that comes before that calls it back: the same digest is the same bytes. Removing its name from the
         registry is what keeps new requests away.
         """
+        with self._pins_lock:
+            self._pins = {name for name, pinned in self._pinned().items() if pinned != digest}
+        self._follow_pins()
         with self._lock:
             self._residency.unload(digest)
             if not self._host.held(digest):
                 self._host.drop(digest)
 
-    def pin(self, digest: str, pinned: bool) -> None:
-        """A pinned adapter, once on the device, stays there until it is unpinned or unloaded."""
-        with self._lock:
-            self._residency.pin(digest, pinned)
+    def pin(self, name: str, pinned: bool) -> None:
+        """What a pinned name stands for, once on the device, stays there until the name is unpinned or unloaded.
+
+        The pin follows its name: to the new adapter when it is replaced, and away when it is removed.
+        """
+        with self._pins_lock:
+            (self._pins.add if pinned else self._pins.discard)(name)
+        self._follow_pins()
 
     def status(self) -> list[AdapterStatus]:
         """Every adapter in memory or pinned, by digest."""
+        self._follow_pins()
         with self._lock:
             residences = {residence.digest: residence for residence in self._residency.all()}
             digests = {*residences, *self._host.digests(), *self._residency.pinned}
@@ -251,6 +272,18 @@ class AdapterCache:
     def _wait(self, lease: Lease, timeout: float | None) -> bool:
         with self._settled:
             return self._settled.wait_for(lambda: self._here(lease._residence) or lease.error is not None, timeout)
+
+    def _follow_pins(self) -> None:
+        """Looks up what the pinned names stand for now; other processes change that."""
+        with self._pins_lock:
+            pinned = self._pinned()
+            self._pins = set(pinned)
+            with self._lock:
+                self._residency.pinned = frozenset(pinned.values())
+
+    def _pinned(self) -> dict[str, str]:
+        registered = self._source.registrations() if self._pins else {}
+        return {name: registered[name].digest for name in self._pins if name in registered}
 
     def _lease(self, request: int, name: str, digest: str) -> Lease:
         residence = self._residency.acquire(digest)

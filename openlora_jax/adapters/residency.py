@@ -53,13 +53,16 @@ class Residency:
         * a residence without pages has a waiter: nothing is LOADING that nobody waits for;
         * a residence that is unloading has a lease;
         * references exist to pages alone: `refs` is 0 while LOADING.
+
+    Attributes:
+        pinned: digests that keep their pages once they have them, until they are unloaded. The owner sets it.
     """
 
     def __init__(self, capacities: Mapping[str, int]) -> None:
         self._pages = PageAllocator(capacities)
         self._residences: dict[str, Residence] = {}
         self._recency: OrderedDict[str, Residence] = OrderedDict()  # those with pages, the least recently used first
-        self._pinned: set[str] = set()
+        self.pinned: frozenset[str] = frozenset()
 
     def get(self, digest: str) -> Residence | None:
         return self._residences.get(digest)
@@ -67,10 +70,6 @@ class Residency:
     def all(self) -> Iterable[Residence]:
         """Every residence."""
         return self._residences.values()
-
-    @property
-    def pinned(self) -> frozenset[str]:
-        return frozenset(self._pinned)
 
     def acquire(self, digest: str) -> Residence:
         """Adds a waiter. A draining residence is called back: the same digest is the same bytes."""
@@ -108,7 +107,7 @@ class Residency:
     def misfit(self, members: Sequence[Residence]) -> str | None:
         """Why `place` of these could not succeed even if all other leases were gone; None if it could."""
         unique = list(dict.fromkeys(members))
-        pinned = [self._recency[digest] for digest in self._pinned if digest in self._recency]
+        pinned = [self._recency[digest] for digest in self.pinned if digest in self._recency]
         held = _total(residence for residence in pinned if residence not in unique)
         room = {module: usable - held.get(module, 0) for module, usable in self._pages.usable.items()}
         return shortage(_total(unique), room)
@@ -137,8 +136,7 @@ class Residency:
         self._free(residence)
 
     def unload(self, digest: str) -> None:
-        """Unpins and gives the pages back: now if nobody holds them, else with the last lease."""
-        self._pinned.discard(digest)
+        """Gives the pages back, pinned or not: now if nobody holds them, else with the last lease."""
         residence = self._residences.get(digest)
         if residence is None:
             return
@@ -146,13 +144,6 @@ class Residency:
             residence.unloading = True
         else:
             self._free(residence)
-
-    def pin(self, digest: str, pinned: bool) -> None:
-        """A pinned adapter keeps its pages once it has them; `unload` ends the pin."""
-        if pinned:
-            self._pinned.add(digest)
-        else:
-            self._pinned.discard(digest)
 
     def validate(self) -> None:
         """Raises RuntimeError naming the condition of this class that does not hold."""
@@ -175,7 +166,7 @@ class Residency:
     def _victims(self, needed: Mapping[str, int], members: Sequence[Residence]) -> list[Residence] | None:
         """The residences to evict so that `needed` pages are free; None if no set of them would do."""
         short = {module: count - self._pages.num_free(module) for module, count in needed.items()}
-        idle = [r for r in self._recency.values() if not r.refs and r.digest not in self._pinned and r not in members]
+        idle = [r for r in self._recency.values() if not r.refs and r.digest not in self.pinned and r not in members]
         candidates = sorted(idle, key=lambda r: r.waiters > 0)
         victims: list[Residence] = []
         for candidate in candidates:

@@ -106,7 +106,8 @@ class FakeCache:
     def unload(self, digest: str) -> None:
         self.known.pop(digest, None)
 
-    def pin(self, digest: str, pinned: bool) -> None:
+    def pin(self, name: str, pinned: bool) -> None:
+        digest = digest_of(name)
         self.known.setdefault(digest, FakeStatus(digest)).pinned = pinned
 
 

@@ -17,6 +17,7 @@ import pytest
 from openlora_jax.adapters.cache import RETRY_AFTER, AdapterCache, Lease
 from openlora_jax.adapters.host_cache import AdapterTensors
 from openlora_jax.adapters.pages import AdapterPages
+from openlora_jax.adapters.registry import Registration
 from openlora_jax.errors import AdapterUnavailable
 
 TIMEOUT = 30.0
@@ -44,6 +45,10 @@ class FakeSource:
     broken: dict[str, Exception] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
     begun: SimpleQueue[str] = field(default_factory=SimpleQueue)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def registrations(self) -> Mapping[str, Registration]:
+        return {name: Registration(digest, "") for name, digest in self.names.items()}
 
     def manifest(self, digest: str) -> Facts:
         return self.facts[digest]
@@ -128,6 +133,7 @@ def world() -> Iterator[World]:
         world.source.facts[digest] = Facts({"q_proj": 1})
     world.source.facts["wide"] = Facts({"q_proj": 3, "v_proj": 2})
     world.source.facts["huge"] = Facts({"q_proj": 4})
+    world.source.names = {digest.upper(): digest for digest in world.source.facts}
     world.open()
     yield world
     for event in world.source.stalled.values():
@@ -396,7 +402,7 @@ def test_warming_reads_into_host_memory(world: World) -> None:
 
 def test_unload_of_an_idle_adapter_frees_everything_at_once(world: World) -> None:
     world.placed("a").release()
-    world.cache.pin("a", True)
+    world.cache.pin("A", True)
     world.cache.unload("a")
     assert world.cache.status() == []
 
@@ -435,11 +441,41 @@ def test_unload_during_the_load_serves_those_who_wait(world: World) -> None:
 
 def test_a_pinned_adapter_stays_resident(world: World) -> None:
     world.placed("a").release()
-    world.cache.pin("a", True)
+    world.cache.pin("A", True)
     assert not world.cache.place(world.ready("wide"))
     assert world.cache.status()[0].pinned
-    world.cache.pin("a", False)
+    world.cache.pin("A", False)
     assert world.cache.place(world.ready("wide"))
+
+
+def test_a_pin_follows_its_name(world: World) -> None:
+    world.cache.pin("A", True)
+    world.placed("a").release()
+    world.source.names["A"] = "wide"
+    world.placed("wide").release()
+    assert [(status.digest, status.state, status.pinned) for status in world.cache.status()] == [
+        ("a", "host", False),
+        ("wide", "resident", True),
+    ]
+    assert not world.cache.place(world.ready("b"))
+
+
+def test_a_pin_ends_with_its_name(world: World) -> None:
+    world.cache.pin("A", True)
+    world.placed("a").release()
+    registered = world.source.names.pop("A")
+    world.placed("wide").release()
+    world.source.names["A"] = registered
+    world.placed("a").release()
+    assert not any(status.pinned for status in world.cache.status())
+
+
+def test_unload_ends_the_pins_of_every_name(world: World) -> None:
+    world.source.names["alias"] = "a"
+    for name in ("A", "alias", "B"):
+        world.cache.pin(name, True)
+    world.cache.unload("a")
+    assert [status.digest for status in world.cache.status()] == ["b"]
 
 
 def test_closing_fails_what_was_not_read(world: World) -> None:

@@ -138,10 +138,10 @@ def test_one_that_others_wait_for_leaves_last_and_is_loading_again() -> None:
 
 def test_a_pinned_adapter_stays() -> None:
     residency = Residency(CAPACITIES)
-    residency.pin("b", True)
+    residency.pinned = frozenset("b")
     pinned = resident(residency, "b")
     assert residency.place([wanting(residency, "e")]) is None
-    residency.pin("b", False)
+    residency.pinned = frozenset()
     assert residency.place([wanting(residency, "e")]) == [pinned]
 
 
@@ -151,7 +151,7 @@ def test_a_mix_that_can_never_fit_is_told_so_with_both_numbers() -> None:
     assert residency.misfit([b, b]) is None
     assert residency.misfit([d]) is None
     assert residency.misfit([b, d]) == "it needs 6 pages of q_proj and the pool can give 5; raise pool_pages"
-    residency.pin("a", True)
+    residency.pinned = frozenset("a")
     resident(residency, "a")
     assert residency.misfit([d]) is None
     assert residency.misfit([wanting(residency, "e")]) == (
@@ -189,7 +189,6 @@ class ResidencyMachine(RuleBasedStateMachine):
         super().__init__()
         self.residency = Residency(CAPACITIES)
         self.leases: list[tuple[Residence, bool]] = []
-        self.pinned: set[str] = set()
 
     @rule(digest=st.sampled_from(sorted(COUNTS)))
     def acquire(self, digest: str) -> None:
@@ -220,7 +219,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             assert pages
             assert refs == 0
             assert victim not in members
-            assert victim.digest not in self.pinned
+            assert victim.digest not in self.residency.pinned
             assert (self.residency.get(victim.digest) is victim) == (waiters > 0)
         for residence, pages, _, _ in before.values():
             if residence not in evicted and pages:
@@ -233,12 +232,10 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(digest=st.sampled_from(sorted(COUNTS)))
     def unload(self, digest: str) -> None:
         self.residency.unload(digest)
-        self.pinned.discard(digest)
 
-    @rule(digest=st.sampled_from(sorted(COUNTS)), pinned=st.booleans())
-    def pin(self, digest: str, pinned: bool) -> None:
-        self.residency.pin(digest, pinned)
-        (self.pinned.add if pinned else self.pinned.discard)(digest)
+    @rule(digests=st.frozensets(st.sampled_from(sorted(COUNTS))))
+    def pin(self, digests: frozenset[str]) -> None:
+        self.residency.pinned = digests
 
     @rule(digest=st.sampled_from(sorted(COUNTS)))
     def fail(self, digest: str) -> None:
