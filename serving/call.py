@@ -1,8 +1,8 @@
 """One call, from its arrival to its status.
 
-Every handler runs inside `Gate.run`: refused while the server starts or drains or has too much to do, counted so that a
-drain can wait for it, its errors mapped to a status, and one line written to the log when it ends, without a word of its
-prompt.
+Every handler runs inside `Gate.run`: refused while the server starts, drains or has too much to do, counted so that a
+drain can wait for it, its errors mapped to a status, and one line written to the log when it ends, without a word of
+its prompt.
 """
 
 import asyncio
@@ -128,7 +128,10 @@ class Gate:
             try:
                 return await handler(call)
             except OpenLoraError as error:
-                return await call.fail(status.to_status(error))
+                failure = status.to_status(error)
+                if failure.code in status.ABOUT_FILES:
+                    call.facts["error"] = str(error)
+                return await call.fail(failure)
             except Exception:
                 log.exception("%s %s failed", method, call.id)
                 return await call.fail(status.internal(call.id))

@@ -1,9 +1,10 @@
 """The one place where errors become gRPC statuses, and statuses errors again.
 
 The details follow https://google.aip.dev/193: an ErrorInfo with the error's data first, then what generic clients read
-(BadRequest, ResourceInfo, RetryInfo). No text of an unforeseen exception leaves the server.
+(BadRequest, ResourceInfo, RetryInfo). No text of an unforeseen exception leaves the server, and no folder of its files.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,12 @@ DOMAIN = "openlora"
 MAX_BYTES = 800
 """Of a message or a datum, which travel in HTTP/2 headers up to three times, encoded: clients take 8 KiB in all."""
 RETRY_SECONDS = 1
+
+ABOUT_FILES = frozenset({grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.DATA_LOSS})
+"""The statuses of errors that speak of the server's files: the client is told their names, the log where they are."""
+
+FOLDERS = re.compile(r"""(?:(?<![^\s'"(])/[^:;,'"()\n]*|[^\s'"(]*)/(?=\S)""")
+"""What stands before the name in a path: of an absolute one also where it has spaces."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,10 @@ class CallFailed(errors.OpenLoraError):
 def to_status(error: errors.OpenLoraError) -> grpc.Status:
     """The status of a caller's error, with its data in the details."""
     row = next(row for row in ROWS if isinstance(error, row.error))
-    data = {name: _cut(str(getattr(error, name))) for name in row.arguments}
+    told = _without_folders if row.code in ABOUT_FILES else str
+    data = {name: _cut(told(getattr(error, name))) for name in row.arguments}
     info = error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN, metadata=data)
-    return _status(row.code, str(error), info, *_generic(error, data))
+    return _status(row.code, told(error), info, *_generic(error, data))
 
 
 def internal(correlation_id: str) -> grpc.Status:
@@ -117,6 +125,10 @@ def _status(code: grpc.StatusCode, message: str, *details: Message) -> grpc.Stat
     rich = status_pb2.Status(code=code_pb2.Code.Value(code.name), message=_cut(message), details=packed)
     status: grpc.Status = rpc_status.to_status(rich)
     return status
+
+
+def _without_folders(value: object) -> str:
+    return FOLDERS.sub("", str(value)[: 2 * MAX_BYTES])  # no more than that, as its time grows with the square
 
 
 def _cut(text: str) -> str:

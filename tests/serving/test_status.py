@@ -46,6 +46,40 @@ async def test_an_error_crosses_the_wire(
         assert str(back) == str(error)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (errors.BadCheckpoint("/srv/my store/registry.jsonl", "line 3"), "registry.jsonl: line 3"),
+        (errors.BadCheckpoint("store/artifacts/ab/manifest.json", "is not JSON"), "manifest.json: is not JSON"),
+        (
+            errors.AdapterUnavailable("sql", "ab", "/srv/store/ab/t.safetensors: is a link, to /srv/x/y; put it there"),
+            "adapter 'sql' (ab) cannot be served: t.safetensors: is a link, to y; put it there",
+        ),
+        (
+            errors.AdapterUnavailable("sql", "ab", "[Errno 2] No such file or directory: '/srv/a b/c'"),
+            "adapter 'sql' (ab) cannot be served: [Errno 2] No such file or directory: 'c'",
+        ),
+        (errors.UnsupportedFeature("/srv/x", "DoRA", "merge it"), "x: DoRA is not supported; merge it"),
+        (errors.InvalidRequest("stop", "a/b is not"), "stop: a/b is not"),
+        (errors.UnknownAdapter("a/b"), str(errors.UnknownAdapter("a/b"))),
+    ],
+)
+async def test_folders_of_the_server_stay_in_its_log(
+    stub: Any, llm: FakeLLM, error: errors.OpenLoraError, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serving")
+    llm.engine.fault = error
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await stub.Generate(generate())
+    assert failure.value.details() == told
+    [line] = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
+    if str(error) == told:
+        assert "error=" not in line
+    else:
+        assert f"error={str(error)!r}" in line
+        assert "srv" not in str(failure.value.trailing_metadata())
+
+
 def details(failure: grpc.aio.AioRpcError, kind: type[Any]) -> Any:
     rich = rpc_status.from_call(failure)
     found = kind()
