@@ -1,5 +1,6 @@
 """The library in one object: the base model, the adapters and the engine, put together from their parts."""
 
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,8 @@ from openlora_jax.tokenizer import Tokenizer
 from pallas_kernels.registry import Ops, resolve
 
 Item = TypeVar("Item")
+
+log = logging.getLogger(__name__)
 
 
 class LLM:
@@ -88,7 +91,9 @@ class LLM:
         self.store = NoStore() if store is None else AdapterStore(store)
         ops = resolve_ops(self.config.backend)
         self.backend = ops.backend
-        MemoryPlan.of(self.config, self.model).check(host_memory())
+        plan = MemoryPlan.of(self.config, self.model)
+        plan.check(host_memory())
+        log.info("device memory: %s", plan)
         capacities = pool_capacities(self.config)
         pool = AdapterPool.create(self.model, capacities, jnp.dtype(self.config.dtype))
         self.runner = runner = DeviceRunner(

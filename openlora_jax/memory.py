@@ -48,16 +48,26 @@ class MemoryPlan:
     def total(self) -> int:
         return self.weights + self.kv + sum(self.pools.values()) + self.sampler
 
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "KV blocks": self.kv,
+            "adapter pages": sum(self.pools.values()),
+            "the sampler": self.sampler,
+        }
+        return f"{_mb(self.total)} MB ({', '.join(f'{_mb(size)} for {name}' for name, size in parts.items())})"
+
     def check(self, available: int) -> None:
         """Raises InvalidConfig if it is more than `available` bytes."""
         if self.total > available:
-            parts = {"weights": self.weights, "KV blocks": self.kv, "adapter pages": sum(self.pools.values())}
-            listed = ", ".join(f"{size / 1e6:,.0f} for {name}" for name, size in parts.items())
             raise InvalidConfig(
                 "memory",
-                f"the engine would hold {self.total / 1e6:,.0f} MB ({listed}), this machine has "
-                f"{available / 1e6:,.0f}; lower kv_blocks or pool_pages",
+                f"the engine would hold {self}, this machine has {_mb(available)}; lower kv_blocks or pool_pages",
             )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f}"
 
 
 def host_memory() -> int:

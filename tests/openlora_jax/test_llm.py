@@ -1,5 +1,6 @@
 """The whole library on a tiny random model: real parts, from the directory on disk to the answer."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from openlora_jax.errors import (
     UnknownAdapter,
 )
 from openlora_jax.inputs import Adapter, Prompt
+from openlora_jax.memory import MemoryPlan
 from openlora_jax.outputs import Generation, collect
 from pallas_kernels.kv_cache import KvCache
 from tests.openlora_jax.tiny import DIGEST, MODEL, SETTINGS
@@ -166,8 +168,9 @@ def test_a_config_stands_alone(tiny_base: Path, tiny_llm: LLM) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_store_only_the_base_answers(tiny_base: Path) -> None:
-    with LLM(tiny_base, **SETTINGS) as llm:
+def test_without_a_store_only_the_base_answers(tiny_base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "openlora_jax"), LLM(tiny_base, **SETTINGS) as llm:
+        assert f"device memory: {MemoryPlan.of(llm.config, llm.model)}" in caplog.text
         assert llm.generate("a", GREEDY)[0].adapter_digests == ()
         with pytest.raises(InvalidConfig, match="no adapter 'one'"):
             llm.generate("a", GREEDY, "one")
