@@ -21,3 +21,7 @@ class ServerConfig(EngineConfig):
     store: str | None = None
     listen: str = "127.0.0.1:50051"
     grace: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 30.0
+
+    def engine(self) -> EngineConfig:
+        """The settings of the engine alone."""
+        return EngineConfig.of(self.model_dump(exclude_unset=True, include=set(EngineConfig.model_fields)))

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from openlora_jax.config import Dtype
-from openlora_jax.errors import AdapterExists
+from openlora_jax.errors import AdapterExists, InvalidRequest
 
 app = typer.Typer(no_args_is_help=True)
+
+Quant = Literal["none", "int8", "int4", "nf4"]
 
 
 @app.callback()
@@ -22,8 +24,11 @@ def base(
     source: Annotated[Path, typer.Argument(help="Hugging Face directory, or .gguf file.", show_default=False)],
     destination: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
     dtype: Annotated[Dtype, typer.Option(help="Of the stored weights.")] = "float32",
+    quant: Annotated[Quant, typer.Option(help="Only none is supported yet.")] = "none",
 ) -> None:
     """Converts a base model, and prints a JSON report."""
+    if quant != "none":
+        raise InvalidRequest("--quant", f"{quant} is not yet supported; leave it out, or give none")
     from rich.progress import DownloadColumn
 
     from convert.base import convert_base

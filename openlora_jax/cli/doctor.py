@@ -29,7 +29,10 @@ def doctor(
     """
     import jax
 
-    settings = EngineConfig.load(config) if config else EngineConfig()
+    from serving.config import ServerConfig
+
+    settings = ServerConfig.load(config) if config else ServerConfig()
+    base = base or settings.base
     console = Console()
     own = {"openlora-jax": __version__, "python": platform.python_version()}
     console.print(_table("versions", own | {name: version(name) for name in PACKAGES}))

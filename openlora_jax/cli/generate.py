@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from openlora_jax.cli.rows import STANDARD, generation_line, read_lines, write_lines
+from openlora_jax.cli.rows import STANDARD, check_output, generation_line, read_lines, write_lines
 from openlora_jax.cli.session import open_session
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import GenerateInput, parse_generate
@@ -13,7 +13,7 @@ from openlora_jax.inputs import GenerateInput, parse_generate
 BaseOption = Annotated[str | None, typer.Option(help="Converted base model.", show_default=False)]
 StoreOption = Annotated[str | None, typer.Option(help="Adapter store.", show_default=False)]
 ConfigOption = Annotated[
-    str | None, typer.Option(help="Engine settings: a shipped name, such as cpu, or a YAML file.", show_default=False)
+    str | None, typer.Option(help="A shipped configuration's name, such as cpu, or a YAML file.", show_default=False)
 ]
 ServerOption = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Ask this server; no base is loaded.", show_default=False)
@@ -55,6 +55,7 @@ def generate(
 
     if prompt is None:
         lines = read_lines(str(source), parse)
+        check_output(output)
         with open_session(base, store, config, server) as session:
             write_lines(output, lines, session.generate(lines), generation_line)
     else:

@@ -1,6 +1,8 @@
 """JSON lines in and out, for `generate` and `score`: read and checked whole, written in order as results come."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +48,16 @@ def read_lines(path: str, parse: Callable[[Mapping[str, Any]], Row]) -> list[Lin
                 with located(where):
                     lines.append(Line(where, parse(fields)))
     return lines
+
+
+def check_output(path: str) -> None:
+    """Finds a wrong path before a model loads, without touching what is there. Raises OSError."""
+    if path == STANDARD:
+        return
+    if Path(path).is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not Path(path).parent.is_dir():
+        raise OSError(errno.ENOENT, "its folder does not exist", path)
 
 
 def write_lines(

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from openlora_jax.cli.generate import BaseOption, ConfigOption, ServerOption, StoreOption
-from openlora_jax.cli.rows import STANDARD, read_lines, score_line, write_lines
+from openlora_jax.cli.rows import STANDARD, check_output, read_lines, score_line, write_lines
 from openlora_jax.cli.session import open_session
 from openlora_jax.inputs import parse_score
 
@@ -24,5 +24,6 @@ def score(
     mix, if it is not for the base model. Its output line has the logprobs, and whether each token was the most likely.
     """
     lines = read_lines(source, parse_score)
+    check_output(output)
     with open_session(base, store, config, server) as session:
         write_lines(output, lines, session.score(lines), score_line)

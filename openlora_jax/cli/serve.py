@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from openlora_jax.cli.loading import load
-from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 
 
@@ -26,14 +25,13 @@ def serve(
     given = {"base": base, "store": store, "listen": listen}
     settings = ServerConfig.load(config).model_copy(update={key: value for key, value in given.items() if value})
     found = _given("base", settings.base), _given("store", settings.store)
-    engine = settings.model_dump(exclude_unset=True, include=set(EngineConfig.model_fields))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for package in ("openlora_jax", "serving"):
         logging.getLogger(package).setLevel(logging.WARNING if quiet else logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while programs compile; the server drains at it
     asyncio.run(
         run(
-            lambda: load(*found, **engine),
+            lambda: load(*found, config=settings.engine()),
             settings.listen,
             grace=settings.grace,
             announce=lambda address: typer.echo(f"serving on {address}"),

@@ -8,7 +8,6 @@ from openlora_jax.cli import loading
 from openlora_jax.cli.local_session import LocalSession
 from openlora_jax.cli.rows import Line
 from openlora_jax.cli.server_session import ServerSession
-from openlora_jax.config import EngineConfig
 from openlora_jax.engine.request import Scored
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import GenerateInput, ScoreInput
@@ -31,12 +30,18 @@ def open_session(
 ) -> AbstractContextManager[Session]:
     """A session with the server if one is named, else with an engine of its own.
 
+    What is not named of base and store, the configuration may name, as for `openlora serve`.
+
     Raises:
         InvalidRequest: neither or both are named.
         InvalidConfig, BadCheckpoint: as LLM does.
     """
-    if (base is None) == (server is None):
+    from serving.config import ServerConfig
+
+    if server is not None and base is None:
+        return ServerSession(server)
+    settings = ServerConfig.load(config) if config else ServerConfig()
+    base, store = base or settings.base, store or settings.store
+    if base is None or server is not None:
         raise InvalidRequest("--base", "give --base for an engine here, or --server for one that runs elsewhere")
-    if base is None:
-        return ServerSession(str(server))
-    return LocalSession(loading.load(base, store, config=EngineConfig.load(config) if config else EngineConfig()))
+    return LocalSession(loading.load(base, store, config=settings.engine()))

@@ -16,6 +16,7 @@ from openlora_jax.model.checkpoint import BaseManifest
 from tests.convert.adapter.conftest import CONFIG, lora, write_checkpoint
 from tests.convert.base.checkpoints import CONFIG as HF_CONFIG
 from tests.convert.base.checkpoints import hf_tensors, write_hf
+from tests.openlora_jax.cli.conftest import RunCli
 
 Run = Callable[..., Result]
 
@@ -52,6 +53,13 @@ def test_a_base_model_is_converted_and_reported(tmp_path: Path) -> None:
     write_hf(source, HF_CONFIG, hf_tensors(read_hf_config(source), 0))
     result = CliRunner().invoke(convert.app, ["base", str(source), str(tmp_path / "base")], catch_exceptions=False)
     assert json.loads(result.stdout)["digest"] == BaseManifest.read(tmp_path / "base").digest
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4", "nf4"])
+def test_quantisation_is_refused_by_name(openlora: RunCli, tmp_path: Path, quant: str) -> None:
+    ended = openlora("convert", "base", tmp_path, tmp_path / "base", "--quant", quant)
+    assert ended.status == 2
+    assert f"--quant: {quant} is not yet supported" in ended.err
 
 
 def test_a_dry_run_installs_nothing(run: Run, tmp_path: Path) -> None:

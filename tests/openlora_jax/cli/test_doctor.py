@@ -17,6 +17,11 @@ def test_everything_is_named(openlora: RunCli, tiny_base: Path) -> None:
     assert jax.__version__ in out
 
 
+def test_a_servers_configuration_names_the_base(openlora: RunCli, tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "server.yaml").write_text(f"base: {tiny_base}\nlisten: 127.0.0.1:1\nkv_blocks: 77\n")
+    assert "77 KV blocks" in openlora("doctor", "--config", tmp_path / "server.yaml").out
+
+
 def test_a_backend_that_cannot_run_here(openlora: RunCli) -> None:
     ended = openlora("doctor", "--backend", "cuda")
     assert ended.status == 2
@@ -49,5 +54,6 @@ def test_memory_plan(dtype: str, itemsize: int) -> None:
     assert plan.sampler == 5 * 300 * 9
     assert plan.total == plan.weights + plan.kv + sum(plan.pools.values()) + plan.sampler
     plan.check(plan.total)
+    assert str(plan).startswith(f"{plan.total / 1e6:,.0f} MB (")
     with pytest.raises(InvalidConfig, match="lower kv_blocks or pool_pages"):
         plan.check(plan.total - 1)

@@ -10,6 +10,7 @@ import pytest
 
 from openlora_jax import LLM, SamplingParams
 from openlora_jax.cli import loading
+from openlora_jax.config import EngineConfig
 from serving.server import Server
 from tests.openlora_jax.cli.conftest import Ended, RunCli
 from tests.serving.fakes import FakeLLM
@@ -149,6 +150,35 @@ def test_options_that_do_not_go_together(openlora: RunCli, arguments: tuple[str,
     assert (ended.status, ended.out) == (2, "")
     assert message in ended.err
     assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "score"])
+def test_a_wrong_output_is_named_before_anything_loads(openlora: RunCli, tmp_path: Path, command: str) -> None:
+    rows = lines({"prompt": "a", "completion": "b"})
+    for output, message in ((tmp_path / "none" / "out", "folder does not exist"), (tmp_path, "Is a directory")):
+        ended = openlora(command, "--base", "nowhere", "--input", "-", "--output", output, stdin=rows)
+        assert (ended.status, ended.out) == (2, "")
+        assert f"{output}: " in ended.err
+        assert message in ended.err
+
+
+def test_a_servers_configuration_names_base_and_store(
+    openlora: RunCli, tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded = []
+
+    def load(base: str, store: str | None, config: EngineConfig) -> LLM:
+        loaded.append((base, store, config))
+        return tiny_llm
+
+    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(tiny_llm, "close", lambda: None)
+    file = tmp_path / "server.yaml"
+    file.write_text("base: B\nstore: S\nlisten: 127.0.0.1:1\nmax_rows: 4\n")
+    rows = lines({"prompt": "a", "completion": "b"})
+    assert openlora("score", "--config", file, "--input", "-", stdin=rows).status == 0
+    assert openlora("score", "--config", file, "--base", "X", "--input", "-", stdin=rows).status == 0
+    assert loaded == [("B", "S", EngineConfig(max_rows=4)), ("X", "S", EngineConfig(max_rows=4))]
 
 
 async def test_a_server_answers_the_same_way(openlora: RunCli, address: str) -> None:

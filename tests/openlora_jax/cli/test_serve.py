@@ -18,10 +18,12 @@ PROGRAM = """
 import sys
 import openlora_jax.llm
 from openlora_jax.cli.serve import serve
+from openlora_jax.config import EngineConfig
 from tests.serving.fakes import FakeLLM
 
-def llm(base, store, progress, **settings):
-    assert (base, store, settings) == ("BASE", "STORE", {"backend": "cpu", "max_rows": 4, "row_buckets": (1, 4)})
+def llm(base, store, progress, config):
+    assert (base, store) == ("BASE", "STORE")
+    assert config == EngineConfig(backend="cpu", max_rows=4, row_buckets=(1, 4))
     progress("decode[1]", 0, 2)
     fake = FakeLLM()
     fake.engine.start()
