@@ -1,10 +1,12 @@
 """Directories that appear whole or not at all, whatever happens while they are made."""
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -13,22 +15,59 @@ def staged_directory(destination: Path) -> Iterator[Path]:
     """Yields an empty directory beside `destination`; when the block ends well it is made durable and takes that name.
 
     An error in the block removes it. A process killed in the block leaves a `.NAME.partial-*` beside the destination,
-    which nothing reads and which may be deleted.
+    which nothing reads, and which the next one of the same destination removes.
 
     Raises:
         OSError: the destination exists and is not an empty directory, or the disk is full or not writable.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
+    with _new_stage(destination) as stage:
+        try:
+            yield stage
+            stage.chmod(0o755)
+            _make_durable(stage)
+            stage.rename(destination)
+            _sync(destination.parent)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _new_stage(destination: Path) -> Iterator[Path]:
+    """A directory that is locked while its process lives, which tells it from a leftover.
+
+    One process at a time sweeps and makes one, so that none is swept before it is locked. Where the file system has no
+    locks, nothing is swept.
+    """
+    prefix = f".{destination.name}.partial-"
+    parent = os.open(destination.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(parent, fcntl.LOCK_EX)
+            for leftover in destination.parent.glob(f"{glob.escape(prefix)}*"):
+                _sweep(leftover)
+        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=destination.parent))
+        lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    finally:
+        os.close(parent)
     try:
         yield stage
-        stage.chmod(0o755)
-        _make_durable(stage)
-        stage.rename(destination)
-        _sync(destination.parent)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
+    finally:
+        os.close(lock)
+
+
+def _sweep(leftover: Path) -> None:
+    """Removes a stage whose process is dead."""
+    with suppress(OSError):
+        lock = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def _make_durable(directory: Path) -> None:

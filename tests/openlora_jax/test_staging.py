@@ -47,8 +47,22 @@ def test_what_is_there_is_never_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_a_killed_process_leaves_only_a_partial(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_only_a_partial_until_the_next(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "base")], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     assert [path.name.startswith(".base.partial-") for path in tmp_path.iterdir()] == [True]
+    (tmp_path / ".base.partial-link").symlink_to(tmp_path / "kept", target_is_directory=True)
+    (tmp_path / "kept").mkdir()
+    with staged_directory(tmp_path / "base"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "kept", ".base.partial-link"}
+
+
+def test_what_is_being_made_is_not_swept(tmp_path: Path) -> None:
+    with staged_directory(tmp_path / "other" / "base") as first:
+        with staged_directory(first.parent / "base") as second:
+            assert {path.name for path in first.parent.iterdir()} == {first.name, second.name}
+        assert first.exists()
+        (first.parent / "base").rmdir()
+    assert [path.name for path in first.parent.iterdir()] == ["base"]
