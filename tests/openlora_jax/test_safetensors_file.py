@@ -97,8 +97,8 @@ def test_all_problems_are_told_up_to_a_limit(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(raw({f"t{i}": entry(0, 4, dtype="I8") for i in range(30)}))
     with pytest.raises(BadCheckpoint) as caught:
         SafetensorsFile(tmp_path / "x")
-    assert len(caught.value.problems) == 21
-    assert caught.value.problems[-1] == "and 10 more"
+    assert len(caught.value.problems) == 30
+    assert str(caught.value).endswith("; and 10 more")
 
 
 def test_a_file_that_shrinks_is_noticed(tmp_path: Path) -> None:

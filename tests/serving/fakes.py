@@ -8,9 +8,10 @@ i takes steps of i + 1: the second one says "eg...". An adapter answers the same
 A step makes one token of every live sample, and takes `step` seconds.
 """
 
+import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -268,3 +269,11 @@ class FakeLLM:
 
     def close(self) -> None:
         self.engine.stop()
+
+
+async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+    """Waits for what follows an answer, such as its log line; fails if it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        await asyncio.sleep(0.005)

@@ -1,6 +1,5 @@
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -8,14 +7,7 @@ import pytest
 
 from openlora_jax.engine.request import Delta
 from openlora_jax.engine.stream import EventStream
-from tests.serving.fakes import FakeLLM, generate
-
-
-async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        await asyncio.sleep(0.005)
+from tests.serving.fakes import FakeLLM, generate, until
 
 
 @pytest.mark.parametrize("llm", [FakeLLM(step=0.05)])

@@ -9,8 +9,7 @@ import pytest
 from openlora_jax.engine.stream import EventStream
 from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
-from tests.serving.fakes import FakeLLM, generate
-from tests.serving.test_cancellation import until
+from tests.serving.fakes import FakeLLM, generate, until
 
 
 async def test_a_full_queue_refuses_before_it_tokenises(stub: Any, llm: FakeLLM) -> None:

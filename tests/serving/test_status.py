@@ -10,7 +10,13 @@ from openlora_jax import errors
 from serving import status
 from serving.client import Client
 from serving.proto import openlora_pb2 as pb
-from tests.serving.fakes import FakeLLM, generate
+from tests.serving.fakes import FakeLLM, generate, until
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the server has logged, a line a call."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
+
 
 CASES: list[tuple[errors.OpenLoraError, grpc.StatusCode]] = [
     (errors.InvalidRequest("sampling.n", "is 9; at most 8"), grpc.StatusCode.INVALID_ARGUMENT),
@@ -138,7 +144,8 @@ async def test_one_log_line_a_request_without_its_text(
     request.adapter = "nobody"
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.Generate(request)
-    good, bad = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
+    await until(lambda: len(lines(caplog)) == 2)
+    good, bad = lines(caplog)
     assert good.startswith("Generate ")
     assert " OK " in good
     assert "adapters=['sql'] prompt=12 completion=2" in good
@@ -150,7 +157,8 @@ async def test_a_name_cannot_forge_a_log_line(stub: Any, caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO, "serving")
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.GetAdapter(pb.GetAdapterRequest(name="a\nGenerate 0 OK"))
-    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
+    await until(lambda: bool(lines(caplog)))
+    (line,) = lines(caplog)
     assert "\n" not in line
 
 
