@@ -94,22 +94,18 @@ class LLM:
         plan = MemoryPlan.of(self.config, self.model)
         plan.check(host_memory())
         log.info("device memory: %s", plan)
-        capacities = pool_capacities(self.config)
-        pool = AdapterPool.create(self.model, capacities, jnp.dtype(self.config.dtype))
-        self.runner = runner = DeviceRunner(
-            self.config, self.model, ops, _parameters(base, self.model, self.config.dtype), pool
-        )
-        runner.compile(progress)
+        self.runner = _runner(base, self.config, self.model, ops)
+        self.runner.compile(progress)
         self.adapters = AdapterCache(
             self.store,
-            pool,
-            capacities,
+            self.runner.pool,
+            pool_capacities(self.config),
             base_digest=self.base_digest,
             host_bytes=self.config.host_cache_bytes,
             threads=self.config.loader_threads,
         )
         self.engine = Engine(
-            runner,
+            self.runner,
             self.adapters,
             self.store,
             self.tokenizer,
@@ -263,6 +259,12 @@ def resolve_ops(backend: BackendName) -> Ops:
         return resolve(backend)
     except NotImplementedError as error:
         raise InvalidConfig("backend", str(error)) from error
+
+
+def _runner(base: Path, config: EngineConfig, model: ModelConfig, ops: Ops) -> DeviceRunner:
+    """The weights, and the empty caches and pool, on the device."""
+    pool = AdapterPool.create(model, pool_capacities(config), jnp.dtype(config.dtype))
+    return DeviceRunner(config, model, ops, _parameters(base, model, config.dtype), pool)
 
 
 def _parameters(base: Path, config: ModelConfig, dtype: Dtype) -> Parameters:

@@ -132,7 +132,7 @@ class Gate:
                 if failure.code in status.ABOUT_FILES:
                     call.facts["error"] = str(error)
                 return await call.fail(failure)
-            except Exception:
+            except Exception:  # ours, not the caller's: its text stays in the log
                 log.exception("%s %s failed", method, call.id)
                 return await call.fail(status.internal(call.id))
 

@@ -236,7 +236,7 @@ class Engine:
         """One iteration, on the engine thread; False when there was nothing to do."""
         try:
             return self._iterate()
-        except Exception:
+        except Exception:  # whatever it is, the clients that wait must be told, and the thread must live
             log.exception("an iteration of the engine failed")
             self._fail()
             return True
