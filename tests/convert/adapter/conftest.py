@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,18 @@ import pytest
 from safetensors.numpy import save_file
 
 from openlora_jax.model.checkpoint import BaseManifest
-from openlora_jax.model.config import ModelConfig
+from tests.openlora_jax.tiny import MODEL
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Save = Callable[..., Path]
 
-CONFIG = ModelConfig(
-    family="llama",
+CONFIG = replace(
+    MODEL,
     vocab_size=50,
-    hidden_size=32,
     intermediate_size=40,
     num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
     head_dim=6,
     max_position=64,
-    rms_norm_eps=1e-5,
-    rope_theta=1e4,
-    rope_scaling=None,
-    tie_word_embeddings=True,
-    qkv_bias=False,
-    qk_norm=False,
     bos_token_id=None,
     eos_token_ids=(0,),
 )

@@ -1,5 +1,7 @@
 """Page writes on the device. One tiny base model; every array is random, so that a misplaced page shows."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,24 +11,16 @@ from numpy.typing import NDArray
 from openlora_jax.adapters.modules import MODULES, PAGE_RANK
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.adapters.synthetic import synthetic_tensors
-from openlora_jax.model.config import ModelConfig
+from tests.openlora_jax.tiny import MODEL
 
-CONFIG = ModelConfig(
-    family="llama",
+CONFIG = replace(
+    MODEL,
     vocab_size=48,
     hidden_size=16,
     intermediate_size=40,
     num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
     head_dim=4,
     max_position=64,
-    rms_norm_eps=1e-5,
-    rope_theta=1e4,
-    rope_scaling=None,
-    tie_word_embeddings=True,
-    qkv_bias=False,
-    qk_norm=False,
     bos_token_id=None,
     eos_token_ids=(0,),
 )

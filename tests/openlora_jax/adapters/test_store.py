@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +27,9 @@ from openlora_jax.errors import (
     InvalidRequest,
     UnknownAdapter,
 )
-from openlora_jax.model.config import ModelConfig
+from tests.openlora_jax.tiny import MODEL
 
-TINY = ModelConfig(
-    family="llama",
-    vocab_size=40,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_position=64,
-    rms_norm_eps=1e-5,
-    rope_theta=1e4,
-    rope_scaling=None,
-    tie_word_embeddings=True,
-    qkv_bias=False,
-    qk_norm=False,
-    bos_token_id=None,
-    eos_token_ids=(0,),
-)
+TINY = replace(MODEL, vocab_size=40, max_position=64, bos_token_id=None, eos_token_ids=(0,))
 BASE = "0" * 64
 
 
