@@ -7,6 +7,7 @@ import jax
 
 from pallas_kernels.kv_write.api import KvWrite
 from pallas_kernels.kv_write.xla import kv_write
+from pallas_kernels.layers import OverLayers, rolled
 from pallas_kernels.linear.api import Linear
 from pallas_kernels.linear.xla import linear
 from pallas_kernels.lora.api import EmbeddingLora, Lora
@@ -25,6 +26,7 @@ class Ops:
     """
 
     backend: str
+    over_layers: OverLayers
     linear: Linear
     lora: Lora
     embedding_lora: EmbeddingLora
@@ -52,6 +54,7 @@ def resolve(backend: str) -> Ops:
     names = ("linear", "lora", "embedding_lora", "kv_write", "paged_attention")
     return Ops(
         backend=chosen,
+        over_layers=rolled,
         linear=linear,
         lora=lora,
         embedding_lora=embedding_lora,

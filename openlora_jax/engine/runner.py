@@ -17,7 +17,7 @@ from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling import Sampled, SamplerState, SamplingBatch, prepare_slot, slot_rows
 from openlora_jax.engine.sampling_params import MAX_STOPS, SamplingParams
 from openlora_jax.engine.step import Program, Scores
-from openlora_jax.engine.work import PackedWork
+from openlora_jax.engine.work import work_list
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.forward import TileBatch
 from openlora_jax.model.parameters import Parameters
@@ -131,7 +131,7 @@ class DeviceRunner:
     def _dispatch(self, plan: StepPlan, rows: int) -> StepResult:
         """`plan` padded to `rows` tiles."""
         tiles = self._tile_batch(plan.tiles, rows)
-        work = PackedWork.pack(plan.tiles, rows, self._engine.work_items)
+        work = work_list(plan.tiles, rows, self._engine.work_items)
         if plan.kind == "score":
             tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, TILE)
             targets = _padded([tile.targets or () for tile in plan.tiles], rows, TILE)

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 from openlora_jax.adapters.pool import PoolArrays
 from openlora_jax.engine.sampling import Sampled, SamplerState, SamplingBatch, sample
 from openlora_jax.engine.sampling_params import MAX_LOGPROBS
-from openlora_jax.engine.work import PackedWork
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.forward import AdapterBatch, TileBatch, hidden_states, logits
 from openlora_jax.model.parameters import Parameters
 from pallas_kernels.kv_cache import KvCache
+from pallas_kernels.lora.api import WorkList
 from pallas_kernels.registry import Ops
 
 
@@ -34,10 +34,10 @@ class Program:
         tiles: TileBatch,
         sampling: SamplingBatch,
         pools: PoolArrays,
-        work: PackedWork,
+        work: WorkList,
     ) -> tuple[SamplerState, KvCache, Sampled]:
         """One token of every row: the one last sampled in its slot goes in, the next comes out."""
-        adapters = AdapterBatch(pools, work.lists())
+        adapters = AdapterBatch(pools, work)
         tokens = state.last_token[sampling.slot][:, None]
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)
         state, sampled = sample(state, logits(self.config, self.ops, parameters, adapters, x[:, 0]), sampling)
@@ -53,10 +53,10 @@ class Program:
         samples: Bool[Array, ""],
         sampling: SamplingBatch,
         pools: PoolArrays,
-        work: PackedWork,
+        work: WorkList,
     ) -> tuple[SamplerState, KvCache, Sampled]:
         """A chunk of prompts; where `samples`, also the token after each tile that is its prompt's last."""
-        adapters = AdapterBatch(pools, work.lists())
+        adapters = AdapterBatch(pools, work)
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)
         last = jnp.maximum(tiles.length - 1, 0)
 
@@ -75,10 +75,10 @@ class Program:
         targets: Int32[Array, "T L"],
         tiles: TileBatch,
         pools: PoolArrays,
-        work: PackedWork,
+        work: WorkList,
     ) -> tuple[KvCache, "Scores"]:
         """A chunk of sequences to score: the head runs on one token of each tile at a time, never on all."""
-        adapters = AdapterBatch(pools, work.lists())
+        adapters = AdapterBatch(pools, work)
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)
 
         def score_column(column: tuple[Float[Array, "T D"], Int[Array, "T"]]) -> Scores:

@@ -6,15 +6,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from openlora_jax.adapters.modules import MODULES
 from openlora_jax.arrays import AnyArray
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
 from openlora_jax.model.rope import rotate, rotation
 from pallas_kernels.kv_cache import KvCache
-from pallas_kernels.lora.api import WorkList
+from pallas_kernels.layers import LayerIndex
+from pallas_kernels.lora.api import PagePair, WorkList
 from pallas_kernels.registry import Ops
 
 
@@ -24,19 +27,24 @@ class AdapterBatch:
     """This step's adapters: the pools they lie in and the work on them, by module.
 
     `add` is the adapters' whole part in a step: the base computes y, the adapters add theirs.
+
+    Attributes:
+        pools: the pages of each module.
+        work: the items of all modules, in the order of `MODULES`.
     """
 
-    pools: Mapping[str, tuple[Float[Array, "Y P R I"], Float[Array, "Y P R O"]]]
-    work: Mapping[str, WorkList]
+    pools: Mapping[str, PagePair]
+    work: WorkList
 
     def add(
-        self, ops: Ops, module: str, x: Float[Array, "T L I"], y: Float[Array, "T L O"], layer: Int[Array, ""]
+        self, ops: Ops, modules: tuple[str, ...], x: Float[Array, "T L I"], y: Float[Array, "T L O"], layer: LayerIndex
     ) -> Float[Array, "T L O"]:
-        """The base output of a module with its adapters' added."""
-        return ops.lora(x, y, *self.pools[module], layer, self.work[module])
+        """The joined base output of modules that read x, with their adapters' added."""
+        pools = tuple(self.pools[module] for module in modules)
+        return ops.lora(x, y, pools, layer, self.work, tuple(map(MODULES.index, modules)))
 
     def add_embedding(self, ops: Ops, tokens: Int[Array, "T L"], y: Float[Array, "T L D"]) -> Float[Array, "T L D"]:
-        return ops.embedding_lora(tokens, y, *self.pools["embed_tokens"], self.work["embed_tokens"])
+        return ops.embedding_lora(tokens, y, self.pools["embed_tokens"], self.work, MODULES.index("embed_tokens"))
 
 
 class TileBatch(NamedTuple):
@@ -67,14 +75,13 @@ def hidden_states(
     turn = rotation(config, positions)
     x = adapters.add_embedding(ops, tokens, parameters.embed[tokens])
 
-    def layer_step(layer: Array, carry: tuple[Array, KvCache]) -> tuple[Array, KvCache]:
+    def layer_step(layer: LayerIndex, carry: tuple[Array, KvCache]) -> tuple[Array, KvCache]:
         x, kv = carry
         attended, kv = _attention(config, ops, parameters, layer, x, turn, tiles, adapters, kv)
         x = x + attended
         return x + _mlp(config, ops, parameters, layer, x, adapters), kv
 
-    x, kv = lax.fori_loop(0, config.num_layers, layer_step, (x, kv))
-    return x, kv
+    return ops.over_layers(config.num_layers, layer_step, (x, kv))
 
 
 def logits(
@@ -82,17 +89,16 @@ def logits(
 ) -> Float[Array, "T V"]:
     """The head on one hidden state a tile, in float32."""
     rows = _rms_norm(x, parameters.norm, config.rms_norm_eps)[:, None]
-    first = jnp.int32(0)
-    return adapters.add(ops, "lm_head", rows, ops.linear(rows, (parameters.head,), first), first)[:, 0].astype(
-        jnp.float32
-    )
+    only = np.asarray(0, np.int32)
+    scores = adapters.add(ops, ("lm_head",), rows, ops.linear(rows, (parameters.head,), only), only)
+    return scores[:, 0].astype(jnp.float32)
 
 
 def _attention(
     config: ModelConfig,
     ops: Ops,
     parameters: Parameters,
-    layer: Int[Array, ""],
+    layer: LayerIndex,
     x: Float[Array, "T L D"],
     turn: tuple[Float[Array, "T L 1 J"], ...],
     tiles: TileBatch,
@@ -103,11 +109,9 @@ def _attention(
     joined = ops.linear(normed, parameters.qkv, layer)
     if parameters.qkv_bias is not None:
         joined = joined + parameters.qkv_bias[layer][None, None, :]
+    joined = adapters.add(ops, ("q_proj", "k_proj", "v_proj"), normed, joined, layer)
     parts = jnp.split(joined, (config.q_size, config.q_size + config.kv_size), axis=-1)
-    q, k, v = (
-        adapters.add(ops, module, normed, part, layer).reshape(*x.shape[:2], -1, config.head_dim)
-        for module, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True)
-    )
+    q, k, v = (part.reshape(*x.shape[:2], -1, config.head_dim) for part in parts)
     if parameters.q_norm is not None and parameters.k_norm is not None:
         q = _rms_norm(q, parameters.q_norm[layer], config.rms_norm_eps)
         k = _rms_norm(k, parameters.k_norm[layer], config.rms_norm_eps)
@@ -115,23 +119,22 @@ def _attention(
     kv = ops.kv_write(kv, rotate(k, turn), v, layer, table, start)
     heads = ops.paged_attention(rotate(q, turn), kv, layer, table, start, length)
     flat = heads.reshape(*x.shape[:2], -1)
-    return adapters.add(ops, "o_proj", flat, ops.linear(flat, parameters.o, layer), layer), kv
+    return adapters.add(ops, ("o_proj",), flat, ops.linear(flat, parameters.o, layer), layer), kv
 
 
 def _mlp(
     config: ModelConfig,
     ops: Ops,
     parameters: Parameters,
-    layer: Int[Array, ""],
+    layer: LayerIndex,
     x: Float[Array, "T L D"],
     adapters: AdapterBatch,
 ) -> Float[Array, "T L D"]:
     normed = _rms_norm(x, parameters.mlp_norm[layer], config.rms_norm_eps)
-    gate, up = jnp.split(ops.linear(normed, parameters.gate_up, layer), 2, axis=-1)
-    gate = adapters.add(ops, "gate_proj", normed, gate, layer)
-    up = adapters.add(ops, "up_proj", normed, up, layer)
+    joined = ops.linear(normed, parameters.gate_up, layer)
+    gate, up = jnp.split(adapters.add(ops, ("gate_proj", "up_proj"), normed, joined, layer), 2, axis=-1)
     inner = jax.nn.silu(gate) * up
-    return adapters.add(ops, "down_proj", inner, ops.linear(inner, parameters.down, layer), layer)
+    return adapters.add(ops, ("down_proj",), inner, ops.linear(inner, parameters.down, layer), layer)
 
 
 def _rms_norm(x: Float[Array, "*N W"], scale: Float[Array, "W"], epsilon: float) -> Float[Array, "*N W"]:

@@ -6,6 +6,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from pallas_kernels.kv_cache import KvCache
+from pallas_kernels.layers import LayerIndex
 
 
 @runtime_checkable
@@ -22,7 +23,7 @@ class KvWrite(Protocol):
         kv: KvCache,
         k: Float[Array, "T L K E"],
         v: Float[Array, "T L K E"],
-        layer: Int[Array, ""],
+        layer: LayerIndex,
         table: Int[Array, "T C"],
         start: Int[Array, "T"],
     ) -> KvCache: ...

@@ -5,13 +5,14 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from pallas_kernels.kv_cache import KvCache
+from pallas_kernels.layers import LayerIndex
 
 
 def kv_write(
     kv: KvCache,
     k: Float[Array, "T L K E"],
     v: Float[Array, "T L K E"],
-    layer: Int[Array, ""],
+    layer: LayerIndex,
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
 ) -> KvCache:

@@ -3,7 +3,9 @@
 from typing import Protocol, runtime_checkable
 
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
+
+from pallas_kernels.layers import LayerIndex
 
 
 @runtime_checkable
@@ -14,5 +16,5 @@ class Linear(Protocol):
     """
 
     def __call__(
-        self, x: Float[Array, "T L I"], weights: tuple[Float[Array, "O I"], ...], layer: Int[Array, ""]
+        self, x: Float[Array, "T L I"], weights: tuple[Float[Array, "O I"], ...], layer: LayerIndex
     ) -> Float[Array, "T L O"]: ...

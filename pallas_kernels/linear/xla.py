@@ -1,14 +1,16 @@
 """For XLA:CPU: fast products at few rows, inside a rolled layer loop."""
 
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jaxtyping import Float
+
+from pallas_kernels.layers import LayerIndex
 
 FEATURE_MAJOR_ROWS = 128
 """Up to this many rows `W @ x^T` beats `x @ W^T` on XLA:CPU, 4 times at one row; above, it loses."""
 
 
 def linear(
-    x: Float[Array, "T L I"], weights: tuple[Float[Array, "O I"], ...], layer: Int[Array, ""]
+    x: Float[Array, "T L I"], weights: tuple[Float[Array, "O I"], ...], layer: LayerIndex
 ) -> Float[Array, "T L O"]:
     """y = x W_layer^T, with one branch a layer.
 

@@ -1,20 +1,23 @@
-"""The work list, and what every implementation of the op promises."""
+"""The work list, and what every implementation of the ops promises."""
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from pallas_kernels.layers import LayerIndex
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class WorkList:
-    """One module's LoRA work of a step: (page, scale) items sorted by tile.
+PagePair = tuple[Float[Array, "Y _ R I"], Float[Array, "Y _ R _"]]
+"""One module's pool: A and B of all its pages. Modules differ in their pages and in their width out."""
 
-    These hold: `start` ascends from 0; `start[T] <= N`; `tile[n]` is the t with `start[t] <= n < start[t + 1]`;
-    entries of the other fields from `start[T]` on are never read; every page lies in its pool.
+
+class WorkList(NamedTuple):
+    """The LoRA work of a step, module by module: (page, scale) items sorted by tile. On the host as packed.
+
+    These hold for each module: `start` ascends from 0; `start[T] <= N`; `tile[n]` is the t with
+    `start[t] <= n < start[t + 1]`; entries of the other fields from `start[T]` on are never read; every page lies in
+    its pool.
 
     Attributes:
         start: where each tile's items begin.
@@ -23,27 +26,29 @@ class WorkList:
         scale: what each item's product is multiplied by: the adapter's weight in the tile's mix.
     """
 
-    start: Int[Array, "F"]
-    tile: Int[Array, "N"]
-    page: Int[Array, "N"]
-    scale: Float[Array, "N"]
+    start: Int[Array | np.ndarray, "M F"]
+    tile: Int[Array | np.ndarray, "M N"]
+    page: Int[Array | np.ndarray, "M N"]
+    scale: Float[Array | np.ndarray, "M N"]
 
 
 @runtime_checkable
 class Lora(Protocol):
     """y[t] += sum over items n of tile t, in list order: scale[n] (x[t] A[layer, page[n]]^T) B[layer, page[n]].
 
-    Accumulated in float32. A tile without items is returned as it came.
+    Modules that read the same x are one call: their outputs lie side by side in y, `pools` are theirs in that order,
+    and the items of `pools[i]` are row `modules[i]` of the list. Accumulated in float32. A tile without items is
+    returned as it came.
     """
 
     def __call__(
         self,
         x: Float[Array, "T L I"],
         y: Float[Array, "T L O"],
-        a: Float[Array, "Y P R I"],
-        b: Float[Array, "Y P R O"],
-        layer: Int[Array, ""],
+        pools: tuple[PagePair, ...],
+        layer: LayerIndex,
         work: WorkList,
+        modules: tuple[int, ...],
     ) -> Float[Array, "T L O"]: ...
 
 
@@ -55,7 +60,7 @@ class EmbeddingLora(Protocol):
         self,
         tokens: Int[Array, "T L"],
         y: Float[Array, "T L O"],
-        a: Float[Array, "1 P R V"],
-        b: Float[Array, "1 P R O"],
+        pool: PagePair,
         work: WorkList,
+        module: int,
     ) -> Float[Array, "T L O"]: ...

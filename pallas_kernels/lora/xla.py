@@ -6,54 +6,82 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from pallas_kernels.lora.api import WorkList
+from pallas_kernels.layers import LayerIndex
+from pallas_kernels.lora.api import PagePair, WorkList
 
 
 def lora(
     x: Float[Array, "T L I"],
     y: Float[Array, "T L O"],
-    a: Float[Array, "Y P R I"],
-    b: Float[Array, "Y P R O"],
-    layer: Int[Array, ""],
+    pools: tuple[PagePair, ...],
+    layer: LayerIndex,
     work: WorkList,
+    modules: tuple[int, ...],
 ) -> Float[Array, "T L O"]:
     """y[t] += sum over items n of tile t: scale[n] (x[t] A[layer, page[n]]^T) B[layer, page[n]].
 
     Pages are sliced out of the stacked pool one at a time: gathering all of a step's pages, or multiplying by all
     pages and masking, was never faster and costs memory.
     """
-
-    def add_item(n: Array, y: Array) -> Array:
-        tile, page = work.tile[n], work.page[n]
-        rows = lax.dynamic_index_in_dim(x, tile, keepdims=False).astype(jnp.float32)
-        h = rows @ _page(a, layer, page).T
-        return _add_expanded(y, tile, h * work.scale[n], b, layer, page)
-
-    return _over_items(y, add_item, work)
+    parts, column = [], 0
+    for (a, b), module in zip(pools, modules, strict=True):
+        part = lax.slice_in_dim(y, column, column + b.shape[3], axis=2)
+        parts.append(_module(x, part, a, b, layer, work, module))
+        column += b.shape[3]
+    return jnp.concatenate(parts, axis=2)
 
 
 def embedding_lora(
     tokens: Int[Array, "T L"],
     y: Float[Array, "T L O"],
-    a: Float[Array, "1 P R V"],
-    b: Float[Array, "1 P R O"],
+    pool: PagePair,
     work: WorkList,
+    module: int,
 ) -> Float[Array, "T L O"]:
     """The same with one-hot rows: their products with A are columns of it."""
+    a, b = pool
+
+    def shrink(tile: Array, page: Array) -> Array:
+        columns: Array = a[0, page, :, tokens[tile]]
+        return columns.astype(jnp.float32)
+
+    return _over_items(y, shrink, b, jnp.int32(0), work, module)
+
+
+def _module(
+    x: Float[Array, "T L I"],
+    y: Float[Array, "T L O"],
+    a: Float[Array, "Y P R I"],
+    b: Float[Array, "Y P R O"],
+    layer: LayerIndex,
+    work: WorkList,
+    module: int,
+) -> Float[Array, "T L O"]:
+    def shrink(tile: Array, page: Array) -> Array:
+        rows = lax.dynamic_index_in_dim(x, tile, keepdims=False).astype(jnp.float32)
+        sliced = lax.dynamic_slice(a, (layer, page, 0, 0), (1, 1, *a.shape[2:]))
+        h: Array = rows @ sliced.reshape(a.shape[2:]).astype(jnp.float32).T
+        return h
+
+    return _over_items(y, shrink, b, layer, work, module)
+
+
+def _over_items(
+    y: Float[Array, "T L O"],
+    shrink: Callable[[Array, Array], Array],
+    b: Float[Array, "Y P R O"],
+    layer: LayerIndex,
+    work: WorkList,
+    module: int,
+) -> Float[Array, "T L O"]:
+    start, tiles, pages, scales = map(jnp.asarray, work)
 
     def add_item(n: Array, y: Array) -> Array:
-        tile, page = work.tile[n], work.page[n]
-        h = a[0, page, :, tokens[tile]].astype(jnp.float32)
-        return _add_expanded(y, tile, h * work.scale[n], b, jnp.int32(0), page)
+        tile, page = tiles[module, n], pages[module, n]
+        return _add_expanded(y, tile, shrink(tile, page) * scales[module, n], b, layer, page)
 
-    return _over_items(y, add_item, work)
-
-
-def _page(pool: Float[Array, "Y P R W"], layer: Int[Array, ""], page: Int[Array, ""]) -> Float[Array, "R W"]:
-    size = (1, 1, *pool.shape[2:])
-    sliced: Array = lax.dynamic_slice(pool, (layer, page, 0, 0), size)
-    rows: Array = sliced.reshape(size[2:]).astype(jnp.float32)
-    return rows
+    summed: Array = lax.fori_loop(jnp.int32(0), start[module, -1], add_item, y.astype(jnp.float32))
+    return summed.astype(y.dtype)
 
 
 def _add_expanded(
@@ -61,7 +89,7 @@ def _add_expanded(
     tile: Int[Array, ""],
     h: Float[Array, "L R"],
     b: Float[Array, "Y P R O"],
-    layer: Int[Array, ""],
+    layer: LayerIndex,
     page: Int[Array, ""],
 ) -> Float[Array, "T L O"]:
     """y[tile] += h B, rank by rank: that fuses into one pass over the page where it lies; a product copies it first."""
@@ -71,10 +99,3 @@ def _add_expanded(
         row = row + h[:, rank : rank + 1] * b_row.astype(jnp.float32)
     added: Array = lax.dynamic_update_index_in_dim(y, row, tile, axis=0)
     return added
-
-
-def _over_items(
-    y: Float[Array, "T L O"], add_item: Callable[[Array, Array], Array], work: WorkList
-) -> Float[Array, "T L O"]:
-    summed: Array = lax.fori_loop(jnp.int32(0), work.start[-1], add_item, y.astype(jnp.float32))
-    return summed.astype(y.dtype)

@@ -6,6 +6,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from pallas_kernels.kv_cache import KvCache
+from pallas_kernels.layers import LayerIndex
 
 
 @runtime_checkable
@@ -20,7 +21,7 @@ class PagedAttention(Protocol):
         self,
         q: Float[Array, "T L H E"],
         kv: KvCache,
-        layer: Int[Array, ""],
+        layer: LayerIndex,
         table: Int[Array, "T C"],
         start: Int[Array, "T"],
         length: Int[Array, "T"],

@@ -6,12 +6,13 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from pallas_kernels.kv_cache import KvCache
+from pallas_kernels.layers import LayerIndex
 
 
 def paged_attention(
     q: Float[Array, "T L H E"],
     kv: KvCache,
-    layer: Int[Array, ""],
+    layer: LayerIndex,
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
     length: Int[Array, "T"],
