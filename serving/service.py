@@ -14,7 +14,7 @@ from dataclasses import replace
 from openlora_jax import __version__
 from openlora_jax.engine.request import Delta, Finished, GenerateRequest, Scored, ScoreRequest
 from openlora_jax.errors import Overloaded
-from serving import catalog, translate
+from serving import catalog, requests, responses
 from serving.call import Call, Gate, rpc
 from serving.engine import LLM, EventStream
 from serving.proto import openlora_pb2 as pb
@@ -42,9 +42,9 @@ class OpenLoraService:
             async for event in stream:
                 match event:
                     case Delta():
-                        translate.append(outputs[event.index], event)
+                        responses.append(outputs[event.index], event)
                     case Finished():
-                        return translate.response(outputs, _finished(event, call))
+                        return responses.response(outputs, _finished(event, call))
         raise RuntimeError("the stream has ended without its last event")
 
     @rpc
@@ -54,7 +54,7 @@ class OpenLoraService:
             async for event in stream:
                 match event:
                     case Delta():
-                        await call.write(pb.GenerateEvent(delta=translate.delta(event)))
+                        await call.write(pb.GenerateEvent(delta=responses.delta(event)))
                     case Finished():
                         return await call.write(pb.GenerateEvent(finished=_finished(event, call)))
         raise RuntimeError("the stream has ended without its last event")
@@ -66,7 +66,7 @@ class OpenLoraService:
             async for event in stream:
                 if isinstance(event, Scored):
                     call.facts |= {"prompt": len(score.prompt_ids), "completion": len(score.completion_ids)}
-                    return translate.scored(event)
+                    return responses.scored(event)
         raise RuntimeError("the stream has ended without its last event")
 
     @rpc
@@ -130,25 +130,25 @@ def _refuse_if_full(llm: LLM) -> None:
 
 async def _generate_request(request: pb.GenerateRequest, call: Call) -> GenerateRequest:
     _refuse_if_full(call.llm)
-    work = translate.generate_input(request, call.llm.config.max_model_len)
+    work = requests.generate_input(request, call.llm.config.max_model_len)
     generate = await asyncio.to_thread(work.request, call.llm.tokenizer)
     return replace(generate, deadline=call.deadline)
 
 
 async def _score_request(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
     _refuse_if_full(call.llm)
-    work = translate.score_input(request, call.llm.config.max_model_len)
+    work = requests.score_input(request, call.llm.config.max_model_len)
     score = await asyncio.to_thread(work.request, call.llm.tokenizer)
     return replace(score, deadline=call.deadline)
 
 
 def _finished(event: Finished, call: Call) -> pb.Finished:
     call.facts |= {"prompt": event.prompt_tokens, "completion": event.completion_tokens}
-    return translate.finished(event)
+    return responses.finished(event)
 
 
 async def _adapter(
     name: str, call: Call, action: Callable[[LLM, str], pb.Adapter], threads: Executor | None = None
 ) -> pb.Adapter:
-    call.facts["adapter"] = translate.adapter_name(name)
+    call.facts["adapter"] = requests.adapter_name(name)
     return await asyncio.get_running_loop().run_in_executor(threads, action, call.llm, name)

@@ -1,4 +1,4 @@
-"""Messages of the wire into requests of the engine, and the engine's events into messages. No I/O, no waiting.
+"""Messages of the wire into requests of the library. No I/O, no waiting.
 
 What the wire alone needs is checked here: sizes, before anything is made of them, and fields that are absent. What
 holds for every caller (vocabulary, context length, weights) the engine checks.
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from openlora_jax import inputs
 from openlora_jax.engine.admission import MAX_MIX
-from openlora_jax.engine.request import Delta, Finished, MixItem, Scored, Timings, TokenLogprobs
+from openlora_jax.engine.request import MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import GenerateInput, Prompt, ScoreInput
@@ -17,13 +17,6 @@ from serving.proto import openlora_pb2 as pb
 MAX_NAME = 128
 MAX_CHARACTERS_PER_TOKEN = 128
 """No tokenizer has longer tokens: a text of more characters than this times the context length cannot fit."""
-
-FINISH_REASONS: Mapping[str | None, pb.FinishReason] = {
-    None: pb.FINISH_REASON_UNSPECIFIED,
-    "stop": pb.FINISH_REASON_STOP,
-    "length": pb.FINISH_REASON_LENGTH,
-    "cancelled": pb.FINISH_REASON_CANCELLED,
-}
 
 
 def generate_input(request: pb.GenerateRequest, max_len: int) -> GenerateInput:
@@ -135,57 +128,3 @@ def _ids(message: pb.TokenIds, field: str, max_len: int) -> tuple[int, ...]:
 def _check_characters(count: int, field: str, max_len: int) -> None:
     if count > max_len * MAX_CHARACTERS_PER_TOKEN:
         raise InvalidRequest(field, f"has {count} characters; the context holds {max_len} tokens")
-
-
-# ---- The engine's events ----
-
-
-def delta(event: Delta) -> pb.Delta:
-    return pb.Delta(
-        index=event.index,
-        text=event.text,
-        token_ids=event.token_ids,
-        logprobs=[token_logprobs(token) for token in event.logprobs],
-        finish_reason=FINISH_REASONS[event.finish_reason],
-    )
-
-
-def token_logprobs(token: TokenLogprobs) -> pb.TokenLogprobs:
-    top = [pb.TokenAlternative(token_id=id_, logprob=logprob) for id_, logprob in token.top.items()]
-    return pb.TokenLogprobs(token_id=token.token_id, logprob=token.logprob, top=top)
-
-
-def finished(event: Finished) -> pb.Finished:
-    return pb.Finished(
-        seed=event.seed,
-        adapter_digests=event.adapter_digests,
-        usage=pb.Usage(prompt_tokens=event.prompt_tokens, completion_tokens=event.completion_tokens),
-        timings=timings(event.timings),
-    )
-
-
-def response(outputs: Sequence[pb.Output], end: pb.Finished) -> pb.GenerateResponse:
-    return pb.GenerateResponse(
-        outputs=outputs, seed=end.seed, adapter_digests=end.adapter_digests, usage=end.usage, timings=end.timings
-    )
-
-
-def scored(event: Scored) -> pb.ScoreResponse:
-    return pb.ScoreResponse(
-        logprobs=event.logprobs,
-        greedy=event.greedy,
-        adapter_digests=event.adapter_digests,
-        timings=timings(event.timings),
-    )
-
-
-def timings(times: Timings) -> pb.Timings:
-    return pb.Timings(queue=times.queue, load=times.load, prefill=times.prefill, decode=times.decode)
-
-
-def append(output: pb.Output, event: Delta) -> None:
-    """Adds one delta to the sample that it belongs to."""
-    output.text += event.text
-    output.token_ids.extend(event.token_ids)
-    output.logprobs.extend(token_logprobs(token) for token in event.logprobs)
-    output.finish_reason = FINISH_REASONS[event.finish_reason]
