@@ -14,7 +14,6 @@ BackendName = Literal["auto", "cpu", "cuda", "tpu", "interpret"]
 Dtype = Literal["float32", "bfloat16"]
 """Of weights and adapters, on disk and on the device."""
 Positive = Annotated[int, Field(ge=1)]
-Tiled = Annotated[int, Field(ge=16, multiple_of=16)]
 Config = TypeVar("Config", bound="EngineConfig")  # not Self, which beartype cannot check
 
 
@@ -26,10 +25,12 @@ class EngineConfig(BaseModel):
         dtype: of weights, KV and pool.
         max_rows: sequences decoded together, at most.
         row_buckets: row counts that a decode program is compiled for, ascending to `max_rows`.
-        prefill_chunk: prompt tokens of one step, at most; a multiple of 16.
+        prefill_tile: consecutive tokens of one sequence that a prefill computes together: 16 suits a CPU, 64 the tensor
+            cores of a GPU. Chunks and KV blocks are whole numbers of tiles.
+        prefill_chunk: prompt tokens of one step, at most.
         chunk_buckets: token counts that a prefill program is compiled for, ascending to `prefill_chunk`.
         max_model_len: prompt and output of one sequence, at most.
-        kv_block: tokens of a KV block; a multiple of 16.
+        kv_block: tokens of a KV block.
         kv_blocks: blocks of the KV pool; one more than what is usable, block 0 is scratch.
         pool_pages: rank pages of each linear module; page 0 is all zeros.
         wide_pool_pages: the same for `embed_tokens` and `lm_head`, whose pages are as wide as the vocabulary.
@@ -46,10 +47,13 @@ class EngineConfig(BaseModel):
     dtype: Dtype = "float32"
     max_rows: Positive = 16
     row_buckets: tuple[Positive, ...] = Field(default_factory=lambda others: _up_to(others["max_rows"], 1, 4))
-    prefill_chunk: Tiled = 256
-    chunk_buckets: tuple[Tiled, ...] = Field(default_factory=lambda others: _up_to(others["prefill_chunk"], 64))
+    prefill_tile: Literal[16, 32, 64, 128] = 16
+    prefill_chunk: Positive = 256
+    chunk_buckets: tuple[Positive, ...] = Field(
+        default_factory=lambda others: _up_to(others["prefill_chunk"], max(64, others["prefill_tile"]))
+    )
     max_model_len: Positive = 2048
-    kv_block: Tiled = 32
+    kv_block: Positive = Field(default_factory=lambda others: max(32, others["prefill_tile"]))
     kv_blocks: Positive = 513
     pool_pages: Positive = 33
     wide_pool_pages: Positive = 5
@@ -60,13 +64,20 @@ class EngineConfig(BaseModel):
     deterministic: bool = False
 
     def model_post_init(self, context: object) -> None:
-        """Holds the programs against the maxima; raises InvalidConfig."""
+        """Holds the programs against the maxima, and sizes against the tile; raises InvalidConfig."""
         for key, buckets, maximum in (
             ("row_buckets", self.row_buckets, self.max_rows),
             ("chunk_buckets", self.chunk_buckets, self.prefill_chunk),
         ):
             if buckets != _up_to(maximum, *buckets):
                 raise InvalidConfig(key, f"{list(buckets)} must ascend and end with {maximum}")
+        for key, sizes in (
+            ("prefill_chunk", (self.prefill_chunk,)),
+            ("chunk_buckets", self.chunk_buckets),
+            ("kv_block", (self.kv_block,)),
+        ):
+            if uneven := [size for size in sizes if size % self.prefill_tile]:
+                raise InvalidConfig(key, f"{uneven[0]} is not a multiple of prefill_tile, {self.prefill_tile}")
 
     @classmethod
     def load(cls: type[Config], name_or_path: str) -> Config:

@@ -9,20 +9,17 @@ from openlora_jax.engine.request import TokenLogprobs
 from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling_params import SamplingParams
 
-TILE = 16
-"""Tokens of a prefill tile: chunks and tiles start at multiples of it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A run of tokens of one sequence: up to 16 in a chunk, exactly one in a decode step.
+    """A run of tokens of one sequence: up to `prefill_tile` in a chunk, exactly one in a decode step.
 
     A sampled token's position, the last part of its key, is the one after the tile: start + its number of tokens.
 
     Attributes:
         slot: the sequence's row in the runner's per-sequence state, 0..max_rows-1; no other sequence has it.
-        start: position of the first token; a multiple of 16 in a chunk.
-        tokens: 1..16 ids; None in a decode step: the token last sampled in `slot`, which is on the device.
+        start: position of the first token; a multiple of `prefill_tile` in a chunk.
+        tokens: 1..prefill_tile ids; None in a decode step: the token last sampled in `slot`, which is on the device.
         blocks: the sequence's KV blocks so far, never block 0; position p lies in `blocks[p // kv_block]`.
         pages: pages and weight of each member of the mix; () is the base model.
         sampling: how to sample after the last token; None does not sample. Set in every decode tile, in no score tile.

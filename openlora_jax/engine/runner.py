@@ -11,7 +11,7 @@ from jaxtyping import Int
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import SCRATCH_BLOCK
-from openlora_jax.engine.plan import TILE, RowOutput, StepPlan, StepResult, Tile, TileScores
+from openlora_jax.engine.plan import RowOutput, StepPlan, StepResult, Tile, TileScores
 from openlora_jax.engine.request import TokenLogprobs
 from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling import Sampled, SamplerState, SamplingBatch, prepare_slot, slot_rows
@@ -78,7 +78,7 @@ class DeviceRunner:
     def tile_buckets(self) -> tuple[int, ...]:
         """The same for the tiles of a chunk."""
         buckets = self._engine.chunk_buckets[-1:] if self._engine.deterministic else self._engine.chunk_buckets
-        return tuple(chunk // TILE for chunk in buckets)
+        return tuple(chunk // self._engine.prefill_tile for chunk in buckets)
 
     def compile(self, progress: Callable[[str, int, int], None] = lambda name, done, total: None) -> None:
         """Compiles every program by running it on padding, so that no request waits for one.
@@ -86,10 +86,11 @@ class DeviceRunner:
         Args:
             progress: called before each program and at the end, with its name, how many are done, and of how many.
         """
+        tile = self._engine.prefill_tile
         programs: list[tuple[str, StepPlan, int]] = [
             *((f"decode[{rows}]", StepPlan("decode", ()), rows) for rows in self.row_buckets),
-            *((f"prefill[{tiles * TILE}]", StepPlan("prefill", ()), tiles) for tiles in self.tile_buckets),
-            (f"score[{self.tile_buckets[-1] * TILE}]", StepPlan("score", ()), self.tile_buckets[-1]),
+            *((f"prefill[{tiles * tile}]", StepPlan("prefill", ()), tiles) for tiles in self.tile_buckets),
+            (f"score[{self.tile_buckets[-1] * tile}]", StepPlan("score", ()), self.tile_buckets[-1]),
         ]
         for done, (name, plan, rows) in enumerate(programs):
             progress(name, done, len(programs) + 1)
@@ -133,8 +134,8 @@ class DeviceRunner:
         tiles = self._tile_batch(plan.tiles, rows)
         work = work_list(plan.tiles, rows, self._engine.work_items)
         if plan.kind == "score":
-            tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, TILE)
-            targets = _padded([tile.targets or () for tile in plan.tiles], rows, TILE)
+            tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, self._engine.prefill_tile)
+            targets = _padded([tile.targets or () for tile in plan.tiles], rows, self._engine.prefill_tile)
             self._kv, scores = self._score(self.parameters, self._kv, tokens, targets, tiles, self.pool.arrays, work)
             return ScoredStep(plan.tiles, scores)
         sampling = self._sampling_batch(plan.tiles, rows)
@@ -143,7 +144,7 @@ class DeviceRunner:
                 self.parameters, self._state, self._kv, tiles, sampling, self.pool.arrays, work
             )
         else:
-            tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, TILE)
+            tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, self._engine.prefill_tile)
             samples = np.bool_(any(tile.sampling for tile in plan.tiles))
             self._state, self._kv, sampled = self._prefill(
                 self.parameters, self._state, self._kv, tokens, tiles, samples, sampling, self.pool.arrays, work

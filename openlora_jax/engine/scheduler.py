@@ -26,7 +26,7 @@ from typing import Literal
 
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import BlockPool, blocks_for
-from openlora_jax.engine.plan import TILE, StepPlan, Tile
+from openlora_jax.engine.plan import StepPlan, Tile
 from openlora_jax.engine.sequence import Adapters, LiveRequest, Sequence
 from openlora_jax.errors import InvalidRequest
 
@@ -201,7 +201,7 @@ class Scheduler:
             if not sequence.wants_chunk() or (launched and not self._may_share_chunk(sequence, launched[0][1])):
                 continue
             for _ in range(self._tiles_left(sequence.request.items, used, len(launched))):
-                launched.append((sequence.take_chunk_tile(), sequence))
+                launched.append((sequence.take_chunk_tile(self._config.prefill_tile), sequence))
                 used.update(sequence.request.items)
                 if not sequence.wants_chunk():
                     break
@@ -214,7 +214,7 @@ class Scheduler:
         """Tiles of a mix with these items that a chunk can still take."""
         limit = self._config.work_items
         room = [(limit - used.get(module, 0)) // pages for module, pages in items.items() if pages]
-        return min([self._config.prefill_chunk // TILE - tiles, *room])
+        return min([self._config.prefill_chunk // self._config.prefill_tile - tiles, *room])
 
     def _release_forks(self) -> tuple[tuple[int, int], ...]:
         """Samples whose prompt was dispatched go on from its last tile, each in its own copy of that tile's block."""
@@ -224,7 +224,7 @@ class Scheduler:
             if leader is not None and leader.decoding:
                 last = self._full_blocks(leader)
                 copies.append((leader.blocks[last], fork.blocks[last]))
-                fork.computed = (leader.prompt_len - 1) // TILE * TILE
+                fork.computed = leader.prompt_len - 1 - (leader.prompt_len - 1) % self._config.prefill_tile
                 fork.leader = None
         return tuple(copies)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from openlora_jax.adapters.pages import AdapterPages
-from openlora_jax.engine.plan import TILE, Tile
+from openlora_jax.engine.plan import Tile
 from openlora_jax.engine.request import GenerateRequest, ScoreRequest, Timings
 from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling_params import SamplingParams
@@ -207,9 +207,9 @@ class Sequence:
         forbidden = self.params is not None and self.num_output < self.params.min_tokens
         return self.guarded if forbidden else self.sampling
 
-    def take_chunk_tile(self) -> Tile:
-        """The next tile of known tokens, which counts as dispatched from now on."""
-        start, end = self.computed, min(self.computed + TILE, self.known)
+    def take_chunk_tile(self, size: int) -> Tile:
+        """The next tile of known tokens, `size` at most, which counts as dispatched from now on."""
+        start, end = self.computed, min(self.computed + size, self.known)
         scored = self.params is None and end >= self.prompt_len
         sampling = self.next_row() if end == self.known else None
         self.computed = end

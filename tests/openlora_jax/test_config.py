@@ -15,6 +15,11 @@ def test_programs_follow_the_maxima() -> None:
     assert EngineConfig(prefill_chunk=32).chunk_buckets == (32,)
 
 
+def test_sizes_follow_the_tile() -> None:
+    assert EngineConfig(prefill_tile=128).chunk_buckets == (128, 256)
+    assert (EngineConfig().kv_block, EngineConfig(prefill_tile=128).kv_block) == (32, 128)
+
+
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
@@ -23,8 +28,12 @@ def test_programs_follow_the_maxima() -> None:
         ({"max_rows": 8, "row_buckets": (4, 1, 8)}, "row_buckets"),
         ({"prefill_chunk": 100}, "prefill_chunk"),
         ({"chunk_buckets": (64,)}, "chunk_buckets"),
-        ({"chunk_buckets": (20, 256)}, "chunk_buckets.0"),
+        ({"chunk_buckets": (20, 256)}, "chunk_buckets"),
         ({"kv_block": 24}, "kv_block"),
+        ({"prefill_tile": 48}, "prefill_tile"),
+        ({"prefill_tile": 64, "kv_block": 32}, "kv_block"),
+        ({"prefill_tile": 64, "chunk_buckets": (32, 256)}, "chunk_buckets"),
+        ({"prefill_tile": 64, "prefill_chunk": 96}, "prefill_chunk"),
         ({"backend": "rocm"}, "backend"),
         ({"max_row": 8}, "max_row"),
     ],

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.engine import Engine
-from openlora_jax.engine.plan import TILE, RowOutput, StepPlan, Tile, TileScores
+from openlora_jax.engine.plan import RowOutput, StepPlan, Tile, TileScores
 from openlora_jax.engine.request import (
     Delta,
     Event,
@@ -243,8 +243,9 @@ class FakeRunner:
             assert len(set(slots)) == len(slots) <= self._config.max_rows
             assert all(tile.tokens is None and tile.sampling for tile in plan.tiles)
         else:
-            assert len(plan.tiles) <= self._config.prefill_chunk // TILE
-            assert all(tile.start % TILE == 0 and tile.tokens and len(tile.tokens) <= TILE for tile in plan.tiles)
+            size = self._config.prefill_tile
+            assert len(plan.tiles) <= self._config.prefill_chunk // size
+            assert all(tile.start % size == 0 and tile.tokens and len(tile.tokens) <= size for tile in plan.tiles)
         assert (plan.kind == "score") or not any(tile.targets for tile in plan.tiles)
         items = sum(len(pages[MODULE]) for tile in plan.tiles for pages, _ in tile.pages)
         assert items <= self._config.work_items

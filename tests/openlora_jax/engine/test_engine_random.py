@@ -130,14 +130,17 @@ def judge(visit: Visit, answer: Answer) -> None:
 @given(
     plan=st.lists(VISITS, min_size=1, max_size=12),
     loads=st.fixed_dictionaries({number: st.integers(0, 40) for number in range(1, 7)}),
-    kv_block=st.sampled_from([16, 32]),
+    sizes=st.sampled_from([(16, 16), (16, 32), (32, 32)]),
     deterministic=st.booleans(),
 )
 def test_each_answer_is_that_of_its_request_alone(
-    plan: list[Visit], loads: dict[int, int], kv_block: int, deterministic: bool
+    plan: list[Visit], loads: dict[int, int], sizes: tuple[int, int], deterministic: bool
 ) -> None:
+    tile, kv_block = sizes
     blocks = 1 + (32 if deterministic else 12) * 16 // kv_block
-    config = small_config(kv_block=kv_block, kv_blocks=blocks, work_items=24, deterministic=deterministic)
+    config = small_config(
+        prefill_tile=tile, kv_block=kv_block, kv_blocks=blocks, work_items=24, deterministic=deterministic
+    )
     bench = Bench(config, FakeAdapters(num_pages=6, automatic=False))
     streams = play(bench, plan, loads)
     bench.check_idle()
