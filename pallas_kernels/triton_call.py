@@ -1,0 +1,47 @@
+"""The door to Pallas' Triton lowering: what is alike in every kernel that goes through it.
+
+Kernels get whole arrays and mask for themselves: blocks that do not divide an array read past its end without a word
+(JAX 0.10), and there is no scalar prefetch, so whatever depends on data is loaded inside the kernel anyway.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax import ShapeDtypeStruct
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+
+def triton_call(
+    kernel: Callable[..., None],
+    out_shape: ShapeDtypeStruct,
+    *,
+    grid: tuple[int, ...],
+    warps: int,
+    stages: int,
+    input_output_aliases: Mapping[int, int] | None = None,
+    interpret: bool = False,
+) -> Callable[..., Any]:
+    """`pl.pallas_call` with whole arrays: the kernel gets a reference to each input, then one to the output.
+
+    Args:
+        kernel: what each program runs; its name is the launch's, in profiles and dumps.
+        out_shape: the one output.
+        grid: programs along each axis; neighbours on the first one run side by side.
+        warps: of 32 threads, a program.
+        stages: of a loop's software pipeline; what is loaded ahead takes shared memory.
+        input_output_aliases: input that the output is written over -> 0.
+        interpret: run it as plain XLA operations, on any device.
+    """
+    # From JAX 0.11 on, lowering warns; that is long after this returns, so no context can hold the filter.
+    warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+    called: Callable[..., Any] = pl.pallas_call(
+        kernel,
+        out_shape=out_shape,
+        grid=grid,
+        input_output_aliases=dict(input_output_aliases or {}),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
+        interpret=interpret,
+    )
+    return called
