@@ -1,19 +1,51 @@
-"""Which implementation of each op a backend uses. Resolved once, at start, and passed to whoever computes."""
+"""Which implementation of each op a backend uses, and why: one table. Resolved at start, passed to whoever computes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from pallas_kernels.kv_write import reference as kv_write_reference
+from pallas_kernels.kv_write import xla as kv_write_xla
 from pallas_kernels.kv_write.api import KvWrite
-from pallas_kernels.kv_write.xla import kv_write
-from pallas_kernels.layers import OverLayers, rolled
+from pallas_kernels.layers import OverLayers, rolled, unrolled
+from pallas_kernels.linear import reference as linear_reference
+from pallas_kernels.linear import xla as linear_xla
 from pallas_kernels.linear.api import Linear
-from pallas_kernels.linear.xla import linear
+from pallas_kernels.lora import xla as lora_xla
 from pallas_kernels.lora.api import EmbeddingLora, Lora
-from pallas_kernels.lora.xla import embedding_lora, lora
+from pallas_kernels.paged_attention import xla as paged_attention_xla
 from pallas_kernels.paged_attention.api import PagedAttention
-from pallas_kernels.paged_attention.xla import paged_attention
+
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu", "interpret": "cpu"}
+"""Backend -> JAX's name of the device that it computes on."""
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What is looked at of a `jax.Device`; one of NVIDIA also has its `compute_capability`, such as "9.0"."""
+
+    @property
+    def platform(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """How one backend computes one op.
+
+    Attributes:
+        name: its file in the op's folder, or its function where several share a file.
+        function: what is called.
+        reason: why this one.
+        declines: why it cannot run on a device of the right platform; None if it can.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    reason: str
+    declines: Callable[[Device], str | None] = lambda device: None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +53,8 @@ class Ops:
     """One implementation of each op.
 
     Attributes:
-        backend: the name that it was resolved from, never `auto`.
-        reasons: op -> the implementation chosen, and why.
+        backend: whose they are, never `auto`.
+        chosen: op -> its implementation.
     """
 
     backend: str
@@ -32,33 +64,66 @@ class Ops:
     embedding_lora: EmbeddingLora
     kv_write: KvWrite
     paged_attention: PagedAttention
-    reasons: Mapping[str, str]
+    chosen: Mapping[str, Implementation]
+
+
+def implementations(backend: str) -> Ops:
+    """The ops of a backend, whatever this machine has: to lower or compile for another one.
+
+    Raises:
+        KeyError: there is no such backend.
+    """
+    chosen = {op: by_backend[backend] for op, by_backend in TABLE.items()}
+    functions: dict[str, Any] = {op: implementation.function for op, implementation in chosen.items()}
+    return Ops(backend=backend, chosen=chosen, **functions)
 
 
 def resolve(backend: str) -> Ops:
-    """The ops of a backend; `auto` is the default device's.
+    """The ops of a backend, all of which can run on this machine's default device; `auto` is that device's backend.
 
     Raises:
-        NotImplementedError: no implementation serves this backend on this machine; says which and why.
+        NotImplementedError: some op declines; names each one and why, in one line.
     """
     try:
-        platform = jax.default_backend()
+        device = jax.devices()[0]
     except (RuntimeError, AssertionError) as error:  # both are how JAX says that it found none
         asked = jax.config.jax_platforms or "any"
         raise NotImplementedError(f"backend {backend!r}: JAX finds no device of JAX_PLATFORMS={asked}") from error
-    chosen = {"gpu": "cuda"}.get(platform, platform) if backend == "auto" else backend
-    if chosen != "cpu":
-        raise NotImplementedError(f"backend {chosen!r}: no op is implemented for it yet; `cpu` is")
-    if platform != "cpu":
-        raise NotImplementedError(f"backend 'cpu': the default device is {platform}; set JAX_PLATFORMS=cpu")
-    names = ("linear", "lora", "embedding_lora", "kv_write", "paged_attention")
-    return Ops(
-        backend=chosen,
-        over_layers=rolled,
-        linear=linear,
-        lora=lora,
-        embedding_lora=embedding_lora,
-        kv_write=kv_write,
-        paged_attention=paged_attention,
-        reasons=dict.fromkeys(names, f"xla: what {chosen} runs ({'asked for' if backend == chosen else 'the device'})"),
-    )
+    if backend == "auto":
+        backend = next((name for name, platform in PLATFORMS.items() if platform == device.platform), device.platform)
+    if backend not in PLATFORMS:
+        raise NotImplementedError(f"backend {backend!r}: there are {', '.join(PLATFORMS)}; set JAX_PLATFORMS=cpu")
+    ops = implementations(backend)
+    refusals = [(reason, op) for op, each in ops.chosen.items() if (reason := _refusal(backend, each, device))]
+    if refusals:
+        by_reason = groupby(sorted(refusals), key=lambda refusal: refusal[0])
+        reasons = "; ".join(f"{', '.join(op for _, op in refused)}: {reason}" for reason, refused in by_reason)
+        raise NotImplementedError(f"backend {backend!r} cannot serve here: {reasons}")
+    return ops
+
+
+def _refusal(backend: str, implementation: Implementation, device: Device) -> str | None:
+    if device.platform != PLATFORMS[backend]:
+        return f"needs a {PLATFORMS[backend]}, and JAX's default device is a {device.platform}"
+    return implementation.declines(device)
+
+
+_ROLLED = Implementation("rolled", rolled, "one body for all layers compiles in seconds")
+_UNROLLED = Implementation("unrolled", unrolled, "each layer's weights are known when compiled: no copy, no branch")
+_FEATURE_MAJOR = Implementation("xla", linear_xla.linear, "feature-major products, twice as fast here at few rows")
+_PLAIN = Implementation("reference", linear_reference.linear, "XLA's own product, which a kernel would have to beat")
+_SLICES = Implementation("xla", kv_write_xla.kv_write, "one slice update a tile, in place; a scatter goes by element")
+_SCATTER = Implementation("reference", kv_write_reference.kv_write, "one scatter for all tiles, in place")
+_ITEMS = Implementation("xla", lora_xla.lora, "a loop over the work list reads each page where it lies")
+_COLUMNS = Implementation("xla", lora_xla.embedding_lora, "a loop over the work list looks up columns where they lie")
+_BLOCKS = Implementation("xla", paged_attention_xla.paged_attention, "as many turns as the longest sequence has blocks")
+
+TABLE: Mapping[str, Mapping[str, Implementation]] = {
+    "over_layers": {"cpu": _ROLLED, "interpret": _ROLLED, "cuda": _UNROLLED, "tpu": _UNROLLED},
+    "linear": {"cpu": _FEATURE_MAJOR, "interpret": _FEATURE_MAJOR, "cuda": _PLAIN, "tpu": _PLAIN},
+    "lora": {"cpu": _ITEMS, "interpret": _ITEMS, "cuda": _ITEMS, "tpu": _ITEMS},
+    "embedding_lora": {"cpu": _COLUMNS, "interpret": _COLUMNS, "cuda": _COLUMNS, "tpu": _COLUMNS},
+    "kv_write": {"cpu": _SLICES, "interpret": _SLICES, "cuda": _SCATTER, "tpu": _SCATTER},
+    "paged_attention": {"cpu": _BLOCKS, "interpret": _BLOCKS, "cuda": _BLOCKS, "tpu": _BLOCKS},
+}
+"""Op -> backend -> its implementation."""

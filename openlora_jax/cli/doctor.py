@@ -47,7 +47,7 @@ def _ops(backend: BackendName) -> Table:
     from openlora_jax.llm import resolve_ops
 
     ops = resolve_ops(backend)
-    return _table(f"ops of backend {ops.backend}", ops.reasons)
+    return _table(f"ops of backend {ops.backend}", {op: (each.name, each.reason) for op, each in ops.chosen.items()})
 
 
 def _memory(base: Path, settings: EngineConfig) -> Table:
@@ -65,8 +65,8 @@ def _memory(base: Path, settings: EngineConfig) -> Table:
     return _table("device memory, MB", {name: f"{size / 1e6:,.1f}" for name, size in rows.items()})
 
 
-def _table(title: str, rows: Mapping[str, str]) -> Table:
+def _table(title: str, rows: Mapping[str, str | tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, value)
+    for name, values in rows.items():
+        table.add_row(name, *((values,) if isinstance(values, str) else values))
     return table

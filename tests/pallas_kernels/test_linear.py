@@ -18,3 +18,12 @@ def test_linear_multiplies_by_the_layer_asked_for(linear: Linear, tiles: int, to
     for layer in range(3):
         y = jax.jit(linear)(jnp.asarray(x), tuple(map(jnp.asarray, weights)), jnp.int32(layer))
         np.testing.assert_allclose(y, x.astype(np.float64) @ weights[layer].astype(np.float64).T, atol=1e-4)
+
+
+def test_a_known_layer_is_picked() -> None:
+    """As an unrolled loop calls it: the other layers' weights are not in the program at all."""
+    x = jnp.ones((2, 1, 4), jnp.float32)
+    weights = tuple(jnp.full((3, 4), value, jnp.float32) for value in (1.0, 2.0, 3.0))
+    picked = jax.make_jaxpr(lambda x, weights: reference.linear(x, weights, np.asarray(1, np.int32)))(x, weights)
+    assert [equation.primitive.name for equation in picked.eqns if equation.primitive.name == "concatenate"] == []
+    np.testing.assert_array_equal(reference.linear(x, weights, np.asarray(1, np.int32)), 8.0)

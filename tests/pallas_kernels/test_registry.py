@@ -1,0 +1,83 @@
+"""Every backend has every op; a backend that cannot run on this machine says which ops declined, and why."""
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from pallas_kernels.kv_write.api import KvWrite
+from pallas_kernels.layers import OverLayers
+from pallas_kernels.linear.api import Linear
+from pallas_kernels.lora.api import EmbeddingLora, Lora
+from pallas_kernels.paged_attention.api import PagedAttention
+from pallas_kernels.registry import PLATFORMS, TABLE, Implementation, implementations, resolve
+
+PROTOCOLS = {
+    "over_layers": OverLayers,
+    "linear": Linear,
+    "lora": Lora,
+    "embedding_lora": EmbeddingLora,
+    "kv_write": KvWrite,
+    "paged_attention": PagedAttention,
+}
+
+
+def use_device(monkeypatch: pytest.MonkeyPatch, platform: str, **facts: str) -> None:
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform, **facts)])
+
+
+@pytest.mark.parametrize("backend", PLATFORMS)
+def test_every_backend_has_every_op(backend: str) -> None:
+    ops = implementations(backend)
+    assert ops.backend == backend
+    assert ops.chosen.keys() == PROTOCOLS.keys()
+    for op, protocol in PROTOCOLS.items():
+        assert isinstance(getattr(ops, op), protocol)
+        assert getattr(ops, op) is ops.chosen[op].function
+        assert ops.chosen[op].name
+        assert ops.chosen[op].reason
+
+
+@pytest.mark.parametrize(
+    ("platform", "asked", "backend"),
+    [("cpu", "auto", "cpu"), ("gpu", "auto", "cuda"), ("tpu", "auto", "tpu"), ("cpu", "interpret", "interpret")],
+)
+def test_auto_is_the_devices_backend(monkeypatch: pytest.MonkeyPatch, platform: str, asked: str, backend: str) -> None:
+    use_device(monkeypatch, platform, compute_capability="9.0", device_kind="NVIDIA H100")
+    assert resolve(asked).backend == backend
+
+
+@pytest.mark.parametrize("backend", ["cuda", "tpu"])
+def test_a_backend_of_another_device_names_every_op_in_one_line(backend: str) -> None:
+    with pytest.raises(NotImplementedError) as caught:
+        resolve(backend)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert all(op in line for op in TABLE)
+    assert line.endswith(f"needs a {PLATFORMS[backend]}, and JAX's default device is a cpu")
+
+
+def test_reasons_differ_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        TABLE["lora"],
+        "cpu",
+        Implementation("xla", TABLE["lora"]["cpu"].function, "fast", lambda device: f"it dislikes a {device.platform}"),
+    )
+    with pytest.raises(NotImplementedError) as caught:
+        resolve("cpu")
+    assert str(caught.value) == "backend 'cpu' cannot serve here: lora: it dislikes a cpu"
+
+
+def test_a_device_that_no_backend_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_device(monkeypatch, "METAL")
+    with pytest.raises(NotImplementedError, match="JAX_PLATFORMS=cpu"):
+        resolve("auto")
+
+
+def test_no_device_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "devices", refuse)
+    with pytest.raises(NotImplementedError, match="JAX finds no device"):
+        resolve("auto")
