@@ -16,7 +16,7 @@ from openlora_jax.adapters.pages import pool_capacities
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.adapters.store import AdapterStore
-from openlora_jax.config import BackendName, Dtype, EngineConfig
+from openlora_jax.config import BackendName, EngineConfig
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.engine import Engine
 from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
@@ -26,11 +26,9 @@ from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import InvalidConfig, InvalidRequest
 from openlora_jax.inputs import Adapter, Prompt, completion_ids, mix_of, prompt_ids
 from openlora_jax.memory import MemoryPlan, host_memory
-from openlora_jax.model.checkpoint import BaseManifest, read_weights
+from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
-from openlora_jax.model.transformer import Transformer
-from openlora_jax.model.weights import with_values
 from openlora_jax.outputs import Generation, collect
 from openlora_jax.progress import Progress
 from openlora_jax.tokenizer import Tokenizer
@@ -264,13 +262,7 @@ def resolve_ops(backend: BackendName) -> Ops:
 def _runner(base: Path, config: EngineConfig, model: ModelConfig, ops: Ops) -> DeviceRunner:
     """The weights, and the empty caches and pool, on the device."""
     pool = AdapterPool.create(model, pool_capacities(config), jnp.dtype(config.dtype))
-    return DeviceRunner(config, model, ops, _parameters(base, model, config.dtype), pool)
-
-
-def _parameters(base: Path, config: ModelConfig, dtype: Dtype) -> Parameters:
-    model = Transformer(config)
-    with_values(model, read_weights(base, config, dtype))
-    return Parameters.of(model)
+    return DeviceRunner(config, model, ops, Parameters.read(base, model, config.dtype), pool)
 
 
 def _each(field: str, values: Sequence[Item], count: int) -> Sequence[Item]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,23 @@ from pallas_kernels.lora.api import PagePair, WorkList
 from pallas_kernels.registry import Ops
 
 
+@runtime_checkable
+class Adapters(Protocol):
+    """The adapters' whole part in a step: the base computes y, the adapters add theirs."""
+
+    def add(
+        self, ops: Ops, modules: tuple[str, ...], x: Float[Array, "T L I"], y: Float[Array, "T L O"], layer: LayerIndex
+    ) -> Float[Array, "T L O"]:
+        """The joined base output of modules that read x, with their adapters' added."""
+
+    def add_embedding(self, ops: Ops, tokens: Int[Array, "T L"], y: Float[Array, "T L D"]) -> Float[Array, "T L D"]:
+        """The same for the embedding."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class AdapterBatch:
-    """This step's adapters: the pools they lie in and the work on them, by module.
-
-    `add` is the adapters' whole part in a step: the base computes y, the adapters add theirs.
+    """The adapters that a step of the engine serves: the pools they lie in and the work on them, by module.
 
     Attributes:
         pools: the pages of each module.
@@ -39,7 +50,6 @@ class AdapterBatch:
     def add(
         self, ops: Ops, modules: tuple[str, ...], x: Float[Array, "T L I"], y: Float[Array, "T L O"], layer: LayerIndex
     ) -> Float[Array, "T L O"]:
-        """The joined base output of modules that read x, with their adapters' added."""
         pools = tuple(self.pools[module] for module in modules)
         return ops.lora(x, y, pools, layer, self.work, tuple(map(MODULES.index, modules)))
 
@@ -67,7 +77,7 @@ def hidden_states(
     parameters: Parameters,
     tokens: Int[Array, "T L"],
     tiles: TileBatch,
-    adapters: AdapterBatch,
+    adapters: Adapters,
     kv: KvCache,
 ) -> tuple[Float[Array, "T L D"], KvCache]:
     """Runs every layer over the tiles; returns the hidden states before the last norm, and the cache."""
@@ -85,7 +95,7 @@ def hidden_states(
 
 
 def logits(
-    config: ModelConfig, ops: Ops, parameters: Parameters, adapters: AdapterBatch, x: Float[Array, "T D"]
+    config: ModelConfig, ops: Ops, parameters: Parameters, adapters: Adapters, x: Float[Array, "T D"]
 ) -> Float[Array, "T V"]:
     """The head on one hidden state a tile, in float32."""
     rows = _rms_norm(x, parameters.norm, config.rms_norm_eps)[:, None]
@@ -102,7 +112,7 @@ def _attention(
     x: Float[Array, "T L D"],
     turn: tuple[Float[Array, "T L 1 J"], ...],
     tiles: TileBatch,
-    adapters: AdapterBatch,
+    adapters: Adapters,
     kv: KvCache,
 ) -> tuple[Float[Array, "T L D"], KvCache]:
     normed = _rms_norm(x, parameters.attention_norm[layer], config.rms_norm_eps)
@@ -128,7 +138,7 @@ def _mlp(
     parameters: Parameters,
     layer: LayerIndex,
     x: Float[Array, "T L D"],
-    adapters: AdapterBatch,
+    adapters: Adapters,
 ) -> Float[Array, "T L D"]:
     normed = _rms_norm(x, parameters.mlp_norm[layer], config.rms_norm_eps)
     joined = ops.linear(normed, parameters.gate_up, layer)

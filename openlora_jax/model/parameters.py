@@ -1,6 +1,7 @@
 """A model's weights in the form that a step takes: flat leaves, matrices one array a layer, vectors stacked."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from openlora_jax.config import Dtype
+from openlora_jax.model.checkpoint import read_weights
+from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.transformer import Linear, Norm, Transformer
+from openlora_jax.model.weights import with_values
 
 LayerMatrices = tuple[Float[Array, "_ _"], ...]
 
@@ -30,6 +35,13 @@ class Parameters:
     down: LayerMatrices
     norm: Float[Array, "D"]
     head: Float[Array, "V D"]
+
+    @classmethod
+    def read(cls, base: Path, config: ModelConfig, dtype: Dtype) -> "Parameters":
+        """The weights of a base directory, on the default device. Raises BadCheckpoint."""
+        model = Transformer(config)
+        with_values(model, read_weights(base, config, dtype))
+        return cls.of(model)
 
     @classmethod
     def of(cls, model: Transformer) -> "Parameters":
