@@ -109,6 +109,10 @@ class EngineConfig(BaseModel):
             first = error.errors(include_url=False, include_input=False)[0]
             raise InvalidConfig(".".join(map(str, first["loc"])), first["msg"]) from error
 
+    def using(self: Config, backend: BackendName | None) -> Config:
+        """These settings on a backend that was asked for beside them; None keeps theirs."""
+        return self if backend is None else self.model_copy(update={"backend": backend})
+
 
 def _up_to(maximum: int, *sizes: int) -> tuple[int, ...]:
     """The sizes below a maximum, ascending, and the maximum."""

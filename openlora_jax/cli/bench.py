@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from openlora_jax.cli.generate import BackendOption
+
 if TYPE_CHECKING:
     from openlora_jax.bench.throughput import Peer
 
@@ -28,6 +30,7 @@ def throughput(
     adapters: Annotated[str, typer.Option(help="Numbers of distinct adapters; 0 is base-only.")] = "0,1,16",
     ranks: Annotated[str, typer.Option(help="Ranks of the adapters.")] = "16",
     rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; every arm runs once in each.")] = 7,
+    backend: BackendOption = None,
     peer: Annotated[str | None, typer.Option(help="`peft` compares with its adapter_names batch.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write setup and samples here.")] = None,
 ) -> None:
@@ -49,7 +52,10 @@ def throughput(
     other = _peer(peer, base, workload.adapters, workload.ranks)
     with tempfile.TemporaryDirectory() as store:
         install_adapters(Path(store), base, workload)
-        with load(str(base), store, config=settings(workload)) as llm, shown_progress("warm-up") as progress:
+        with (
+            load(str(base), store, config=settings(workload).using(backend)) as llm,
+            shown_progress("warm-up") as progress,
+        ):
             results = measure(llm, workload, other, progress)
             setup = report.setup(llm, workload, other.name if other else None)
     console = Console()

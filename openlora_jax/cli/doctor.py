@@ -5,14 +5,12 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
 from openlora_jax import __version__
-from openlora_jax.cli.generate import BaseOption, ConfigOption
+from openlora_jax.cli.generate import BackendOption, BaseOption, ConfigOption
 from openlora_jax.config import BackendName, EngineConfig
 
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tokenizers", "grpcio")
@@ -20,7 +18,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tokenizers", "grpcio")
 
 def doctor(
     config: ConfigOption = None,
-    backend: Annotated[BackendName | None, typer.Option(help="Instead of the config's.", show_default=False)] = None,
+    backend: BackendOption = None,
     base: BaseOption = None,
 ) -> None:
     """Prints versions, devices, the implementation chosen for each op and, given a base model, the memory plan.
@@ -31,7 +29,7 @@ def doctor(
 
     from serving.config import ServerConfig
 
-    settings = ServerConfig.load(config) if config else ServerConfig()
+    settings = (ServerConfig.load(config) if config else ServerConfig()).using(backend)
     base = base or settings.base
     console = Console()
     own = {"openlora-jax": __version__, "python": platform.python_version()}
@@ -40,7 +38,7 @@ def doctor(
         console.print(_table("devices", {str(device): device.device_kind for device in jax.devices()}))
     if base is not None:
         console.print(_memory(Path(base), settings))
-    console.print(_ops(backend or settings.backend))
+    console.print(_ops(settings.backend))
 
 
 def _ops(backend: BackendName) -> Table:

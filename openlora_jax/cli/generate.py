@@ -7,6 +7,7 @@ import typer
 
 from openlora_jax.cli.rows import STANDARD, check_output, generation_line, read_lines, write_lines
 from openlora_jax.cli.session import open_session
+from openlora_jax.config import BackendName
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import GenerateInput, parse_generate
 
@@ -14,6 +15,10 @@ BaseOption = Annotated[str | None, typer.Option(help="Converted base model.", sh
 StoreOption = Annotated[str | None, typer.Option(help="Adapter store.", show_default=False)]
 ConfigOption = Annotated[
     str | None, typer.Option(help="A shipped configuration's name, such as cpu, or a YAML file.", show_default=False)
+]
+BackendOption = Annotated[
+    BackendName | None,
+    typer.Option(envvar="OPENLORA_BACKEND", help="Of the engine, instead of the configuration's.", show_default=False),
 ]
 ServerOption = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Ask this server; no base is loaded.", show_default=False)
@@ -24,6 +29,7 @@ def generate(
     base: BaseOption = None,
     store: StoreOption = None,
     config: ConfigOption = None,
+    backend: BackendOption = None,
     server: ServerOption = None,
     prompt: Annotated[str | None, typer.Option(help="Text to continue; the answer is streamed.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt as a user's message.")] = False,
@@ -56,11 +62,11 @@ def generate(
     if prompt is None:
         lines = read_lines(str(source), parse)
         check_output(output)
-        with open_session(base, store, config, server) as session:
+        with open_session(base, store, config, backend, server) as session:
             write_lines(output, lines, session.generate(lines), generation_line)
     else:
         row = parse({"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt})
-        with open_session(base, store, config, server) as session:
+        with open_session(base, store, config, backend, server) as session:
             for text in session.stream(row):
                 typer.echo(text, nl=False)
             typer.echo()

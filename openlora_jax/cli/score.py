@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from openlora_jax.cli.generate import BaseOption, ConfigOption, ServerOption, StoreOption
+from openlora_jax.cli.generate import BackendOption, BaseOption, ConfigOption, ServerOption, StoreOption
 from openlora_jax.cli.rows import STANDARD, check_output, read_lines, score_line, write_lines
 from openlora_jax.cli.session import open_session
 from openlora_jax.inputs import parse_score
@@ -15,6 +15,7 @@ def score(
     base: BaseOption = None,
     store: StoreOption = None,
     config: ConfigOption = None,
+    backend: BackendOption = None,
     server: ServerOption = None,
     output: Annotated[str, typer.Option(help="Where to write JSON lines; - is stdout.")] = STANDARD,
 ) -> None:
@@ -25,5 +26,5 @@ def score(
     """
     lines = read_lines(source, parse_score)
     check_output(output)
-    with open_session(base, store, config, server) as session:
+    with open_session(base, store, config, backend, server) as session:
         write_lines(output, lines, session.score(lines), score_line)

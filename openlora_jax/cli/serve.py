@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from openlora_jax.cli.generate import BackendOption
 from openlora_jax.cli.loading import load
 from openlora_jax.errors import InvalidConfig
 
@@ -16,6 +17,7 @@ def serve(
     base: Annotated[str | None, typer.Option(help="Converted base model.", show_default="from the config")] = None,
     store: Annotated[str | None, typer.Option(help="Adapter store.", show_default="from the config")] = None,
     listen: Annotated[str | None, typer.Option(help="Loopback HOST:PORT.", show_default="from the config")] = None,
+    backend: BackendOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings alone, not every call.")] = False,
 ) -> None:
     """Serve a base model and its adapters over gRPC, on loopback, until SIGTERM."""
@@ -23,7 +25,8 @@ def serve(
     from serving.server import serve as run
 
     given = {"base": base, "store": store, "listen": listen}
-    settings = ServerConfig.load(config).model_copy(update={key: value for key, value in given.items() if value})
+    named = {key: value for key, value in given.items() if value}
+    settings = ServerConfig.load(config).using(backend).model_copy(update=named)
     found = _given("base", settings.base), _given("store", settings.store)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for package in ("openlora_jax", "serving"):

@@ -8,6 +8,7 @@ from openlora_jax.cli import loading
 from openlora_jax.cli.local_session import LocalSession
 from openlora_jax.cli.rows import Line
 from openlora_jax.cli.server_session import ServerSession
+from openlora_jax.config import BackendName
 from openlora_jax.engine.request import Scored
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import GenerateInput, ScoreInput
@@ -26,11 +27,11 @@ class Session(Protocol):
 
 
 def open_session(
-    base: str | None, store: str | None, config: str | None, server: str | None
+    base: str | None, store: str | None, config: str | None, backend: BackendName | None, server: str | None
 ) -> AbstractContextManager[Session]:
     """A session with the server if one is named, else with an engine of its own.
 
-    What is not named of base and store, the configuration may name, as for `openlora serve`.
+    What is not named of base, store and backend, the configuration may name, as for `openlora serve`.
 
     Raises:
         InvalidRequest: neither or both are named.
@@ -44,4 +45,4 @@ def open_session(
     base, store = base or settings.base, store or settings.store
     if base is None or server is not None:
         raise InvalidRequest("--base", "give --base for an engine here, or --server for one that runs elsewhere")
-    return LocalSession(loading.load(base, store, config=settings.engine()))
+    return LocalSession(loading.load(base, store, config=settings.using(backend).engine()))
