@@ -1,6 +1,8 @@
 """Lowering for a GPU on a machine that has none."""
 
 import contextlib
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +18,16 @@ def target(kind: str) -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
-def lower_cuda(fn: Callable[..., Any], *args: Any, kind: str = "NVIDIA H100") -> Lowered:
-    """`fn` for CUDA; `args` may be shapes."""
+def lower_cuda(
+    fn: Callable[..., Any], *args: Any, kind: str = "NVIDIA H100", donated: tuple[str, ...] = ()
+) -> Lowered:
+    """`fn` for CUDA; `args` may be shapes, `donated` are names of parameters."""
     with target(kind):
-        lowered: Lowered = jax.jit(fn).trace(*args).lower(lowering_platforms=("cuda",))
+        traced = jax.jit(fn, donate_argnames=donated).trace(*args)
+        lowered: Lowered = traced.lower(lowering_platforms=("cuda",))
     return lowered
+
+
+def triton_kernels(lowered: Lowered) -> Counter[str]:
+    """How often each Pallas-Triton kernel is called, by its name."""
+    return Counter(re.findall(r'name = "(\w+)", num_stages', lowered.as_text()))

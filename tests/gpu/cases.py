@@ -1,0 +1,60 @@
+"""The programs that are compiled for chips that this machine lacks, each in a process of its own: XLA may abort."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tests.gpu.facts import Facts
+from tests.gpu.steps import Kind
+
+ROOT = Path(__file__).resolve().parents[2]
+CHIPS = ("a100", "h100", "b200")
+TIME_LIMIT = 600.0
+
+Variant = Literal["whole", "base", "slicing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A step of a workload at some depth, on a chip.
+
+    Attributes:
+        variant: `whole` is what the engine runs; `base` leaves the adapters out; `slicing` is how not to do it.
+    """
+
+    chip: str
+    kind: Kind
+    workload: str
+    layers: int
+    variant: Variant = "whole"
+
+
+class CompileFailed(Exception):
+    """The compiler refused a program, or did not survive it."""
+
+
+def reason_to_skip() -> str | None:
+    """Why nothing can be compiled for a GPU here."""
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        return "JAX's CUDA plugin is not in this environment; `make test-gpu-compile` makes one that has it"
+    return None
+
+
+@functools.cache
+def compiled(case: Case) -> Facts:
+    """What a case's program says of itself.
+
+    Raises:
+        CompileFailed: with the end of what the child wrote.
+    """
+    command = [sys.executable, "-m", "tests.gpu.deviceless", *map(str, dataclasses.astuple(case))]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, cwd=ROOT)
+    if child.returncode != 0:
+        raise CompileFailed(f"{case}: status {child.returncode}\n{child.stderr[-4000:]}")
+    return Facts.of(json.loads(child.stdout))

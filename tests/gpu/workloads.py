@@ -1,0 +1,86 @@
+"""What is compiled for a GPU without one: models at their real sizes, under the settings of a server with an 80 GB card."""
+
+from dataclasses import dataclass, replace
+
+from openlora_jax.adapters.modules import PAGE_RANK
+from openlora_jax.config import EngineConfig
+from openlora_jax.model.config import ModelConfig, RopeScaling
+
+ROWS = 64
+RANKS = (8, 16, 24, 32, 40, 48, 56, 64)
+"""The ranks of the resident adapters, which number as many as there are rows: eight of each."""
+
+PAGES = [-(-rank // PAGE_RANK) for rank in RANKS]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What fixes every shape of a step."""
+
+    model: ModelConfig
+    engine: EngineConfig
+
+    def at_depth(self, layers: int) -> "Workload":
+        return replace(self, model=replace(self.model, num_layers=layers))
+
+
+ENGINE = EngineConfig(
+    backend="cuda",
+    dtype="bfloat16",
+    max_rows=ROWS,
+    row_buckets=(ROWS,),
+    prefill_tile=64,
+    prefill_chunk=2048,
+    chunk_buckets=(2048,),
+    max_model_len=4096,
+    kv_blocks=2049,
+    pool_pages=1 + ROWS // len(RANKS) * sum(PAGES),
+    work_items=ROWS * max(PAGES),
+)
+
+LLAMA_8B = ModelConfig(
+    family="llama",
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    max_position=131072,
+    rms_norm_eps=1e-5,
+    rope_theta=5e5,
+    rope_scaling=RopeScaling(
+        kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
+    ),
+    tie_word_embeddings=False,
+    qkv_bias=False,
+    qk_norm=False,
+    bos_token_id=128000,
+    eos_token_ids=(128001, 128008, 128009),
+)
+
+SMOLLM2_135M = ModelConfig(
+    family="llama",
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    max_position=8192,
+    rms_norm_eps=1e-5,
+    rope_theta=1e5,
+    rope_scaling=None,
+    tie_word_embeddings=True,
+    qkv_bias=False,
+    qk_norm=False,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+)
+
+WORKLOADS = {
+    "llama-3.1-8b": Workload(LLAMA_8B, ENGINE),
+    "smollm2-135m": Workload(SMOLLM2_135M, ENGINE),
+}
