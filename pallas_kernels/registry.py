@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ from pallas_kernels.layers import OverLayers, rolled, unrolled
 from pallas_kernels.linear import reference as linear_reference
 from pallas_kernels.linear import xla as linear_xla
 from pallas_kernels.linear.api import Linear
+from pallas_kernels.lora import pallas_triton as lora_triton
 from pallas_kernels.lora import xla as lora_xla
 from pallas_kernels.lora.api import EmbeddingLora, Lora
 from pallas_kernels.paged_attention import xla as paged_attention_xla
@@ -21,6 +23,9 @@ from pallas_kernels.paged_attention.api import PagedAttention
 
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu", "interpret": "cpu"}
 """Backend -> JAX's name of the device that it computes on."""
+
+LEAST_CAPABILITY = 8
+"""Ampere: the first with tensor cores for bfloat16."""
 
 
 @runtime_checkable
@@ -108,6 +113,15 @@ def _refusal(backend: str, implementation: Implementation, device: Device) -> st
     return implementation.declines(device)
 
 
+def _needs_tensor_cores(device: Device) -> str | None:
+    """Why the Triton kernels cannot run on a GPU. Ones that are not NVIDIA's have no compute capability like theirs."""
+    capability = str(getattr(device, "compute_capability", ""))
+    major = capability.split(".")[0]
+    if major.isdecimal() and int(major) >= LEAST_CAPABILITY:
+        return None
+    return f"needs an NVIDIA GPU of compute capability {LEAST_CAPABILITY}.0 or newer; this one's is {capability or '?'}"
+
+
 _ROLLED = Implementation("rolled", rolled, "one body for all layers compiles in seconds")
 _UNROLLED = Implementation("unrolled", unrolled, "each layer's weights are known when compiled: no copy, no branch")
 _FEATURE_MAJOR = Implementation("xla", linear_xla.linear, "feature-major products, twice as fast here at few rows")
@@ -117,11 +131,22 @@ _SCATTER = Implementation("reference", kv_write_reference.kv_write, "one scatter
 _ITEMS = Implementation("xla", lora_xla.lora, "a loop over the work list reads each page where it lies")
 _COLUMNS = Implementation("xla", lora_xla.embedding_lora, "a loop over the work list looks up columns where they lie")
 _BLOCKS = Implementation("xla", paged_attention_xla.paged_attention, "as many turns as the longest sequence has blocks")
+_INTERPRETED = "the kernel of cuda, run as XLA operations"
 
 TABLE: Mapping[str, Mapping[str, Implementation]] = {
     "over_layers": {"cpu": _ROLLED, "interpret": _ROLLED, "cuda": _UNROLLED, "tpu": _UNROLLED},
     "linear": {"cpu": _FEATURE_MAJOR, "interpret": _FEATURE_MAJOR, "cuda": _PLAIN, "tpu": _PLAIN},
-    "lora": {"cpu": _ITEMS, "interpret": _ITEMS, "cuda": _ITEMS, "tpu": _ITEMS},
+    "lora": {
+        "cpu": _ITEMS,
+        "interpret": Implementation("pallas_triton", partial(lora_triton.lora, interpret=True), _INTERPRETED),
+        "cuda": Implementation(
+            "pallas_triton",
+            lora_triton.lora,
+            "one launch for all modules that share an input, in place; pages read where they lie",
+            _needs_tensor_cores,
+        ),
+        "tpu": _ITEMS,
+    },
     "embedding_lora": {"cpu": _COLUMNS, "interpret": _COLUMNS, "cuda": _COLUMNS, "tpu": _COLUMNS},
     "kv_write": {"cpu": _SLICES, "interpret": _SLICES, "cuda": _SCATTER, "tpu": _SCATTER},
     "paged_attention": {"cpu": _BLOCKS, "interpret": _BLOCKS, "cuda": _BLOCKS, "tpu": _BLOCKS},

@@ -57,6 +57,17 @@ def test_a_backend_of_another_device_names_every_op_in_one_line(backend: str) ->
     assert line.endswith(f"needs a {PLATFORMS[backend]}, and JAX's default device is a cpu")
 
 
+@pytest.mark.parametrize("capability", ["7.5", "gfx942", None])
+def test_a_gpu_that_the_kernels_do_not_know(monkeypatch: pytest.MonkeyPatch, capability: str | None) -> None:
+    use_device(monkeypatch, "gpu", **({"compute_capability": capability} if capability else {}))
+    with pytest.raises(NotImplementedError) as caught:
+        resolve("auto")
+    assert "cuda' cannot serve here: " in str(caught.value)
+    assert "lora: needs an NVIDIA GPU of compute capability 8.0" in str(caught.value)
+    assert str(caught.value).endswith(capability or "?")
+    assert "linear" not in str(caught.value), "which could run"
+
+
 def test_reasons_differ_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         TABLE["lora"],
