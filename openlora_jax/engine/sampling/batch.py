@@ -18,6 +18,7 @@ class SamplingBatch(NamedTuple):
     Attributes:
         slot: the row's slot in the sampler state; padding rows name the scratch slot.
         position: of the token to be sampled in its sequence, prompt included.
+        reports: whether the row's log-probabilities are asked for.
         forbidden: ids that get no probability; entries at or above the vocabulary size are padding.
         others: as in RowSampling.
     """
@@ -34,6 +35,7 @@ class SamplingBatch(NamedTuple):
     presence_penalty: Float32[AnyArray, "T"]
     frequency_penalty: Float32[AnyArray, "T"]
     biased: Bool[AnyArray, "T"]
+    reports: Bool[AnyArray, "T"]
     forbidden: Int32[AnyArray, "T E"]
 
     @classmethod
@@ -76,5 +78,6 @@ class SamplingBatch(NamedTuple):
             presence_penalty=column("presence_penalty", np.float32),
             frequency_penalty=column("frequency_penalty", np.float32),
             biased=column("biased", np.bool_),
+            reports=np.array([row is not None and row.logprobs is not None for row in rows]),
             forbidden=forbidden,
         )

@@ -23,6 +23,9 @@ GREEDY_BELOW = 1e-5
 class Sampled(NamedTuple):
     """A step's tokens. Log-probabilities are the model's own: of its logits before penalties, temperature and filters.
 
+    They are computed when some row of the batch reports them or is not greedy, and else mean nothing, but that they are
+    not finite where the best logit is not.
+
     Attributes:
         token: chosen id of each row.
         logprob: of that id.
@@ -42,24 +45,45 @@ def sample(state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBa
     In this order, as transformers and vLLM do: repetition, presence and frequency penalties, logit bias, forbidden
     tokens, temperature, top-k, top-p (of the mass that top-k left), min-p, and one draw from what is left. A row of
     temperature 0 takes the most likely token after the forbidden ones; equal ones by id. A batch of such rows alone,
-    without penalties, pays for the head and the normaliser only.
+    without penalties and with nothing to report, pays for two passes over the logits only.
     """
+    plain = ~jnp.any(adjusted_rows(batch, logits.shape[1])) & ~jnp.any(batch.temperature >= GREEDY_BELOW)
+    sampled: Sampled = lax.cond(
+        plain & ~jnp.any(batch.reports), lambda: _greedy(logits), lambda: _sampled(state, logits, batch)
+    )
+    state = state._replace(
+        last_token=state.last_token.at[batch.slot].set(sampled.token),
+        output_counts=state.output_counts.at[batch.slot, sampled.token].add(1),
+    )
+    return state, sampled
+
+
+def _greedy(logits: Float32[Array, "T V"]) -> Sampled:
+    """The most likely tokens and nothing else. An argmax in one pass does not vectorise on a CPU; these two do."""
+    rows, vocab = logits.shape
+    best = jnp.max(logits, axis=1)
+    ids = jnp.arange(vocab, dtype=jnp.int32)[None, :]
+    token = jnp.min(jnp.where(logits == best[:, None], ids, vocab), axis=1)
+    head = min(MAX_LOGPROBS, vocab)
+    return Sampled(
+        token=jnp.minimum(token, vocab - 1),
+        logprob=best * 0,
+        top_ids=jnp.zeros((rows, head), jnp.int32),
+        top_logprobs=jnp.zeros((rows, head), jnp.float32),
+    )
+
+
+def _sampled(state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBatch) -> Sampled:
     head, head_ids = _best(logits)
     normaliser = head[:, 0] + jnp.log(jnp.sum(jnp.exp(logits - head[:, :1]), axis=1))
-    plain = ~jnp.any(adjusted_rows(batch, logits.shape[1])) & ~jnp.any(batch.temperature >= GREEDY_BELOW)
-    token: Array = lax.cond(plain, lambda: head_ids[:, 0], lambda: _choose(state, logits, batch, head, head_ids))
+    token = _choose(state, logits, batch, head, head_ids)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-    sampled = Sampled(
+    return Sampled(
         token=token,
         logprob=chosen - normaliser,
         top_ids=head_ids[:, :MAX_LOGPROBS],
         top_logprobs=head[:, :MAX_LOGPROBS] - normaliser[:, None],
     )
-    state = state._replace(
-        last_token=state.last_token.at[batch.slot].set(token),
-        output_counts=state.output_counts.at[batch.slot, token].add(1),
-    )
-    return state, sampled
 
 
 def _best(logits: Float32[Array, "T V"]) -> tuple[Float32[Array, "T K"], Int32[Array, "T K"]]:
@@ -77,7 +101,7 @@ def _choose(
     head: Float32[Array, "T K"],
     head_ids: Int32[Array, "T K"],
 ) -> Int32[Array, "T"]:
-    """The token of each row of a batch in which some row is not plain."""
+    """The token of each row."""
 
     def adjusted() -> tuple[Float32[Array, "T V"], Float32[Array, "T K"], Int32[Array, "T K"]]:
         changed = adjust(state, logits, batch)

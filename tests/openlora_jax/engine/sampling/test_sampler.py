@@ -214,3 +214,18 @@ def test_no_full_sort_is_compiled() -> None:
     program = str(run.lower(fresh(), spread(1.0), packed([])).compile().as_text())
     assert "TopK" in program
     assert " sort(" not in program
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 30.0])
+def test_reporting_changes_no_greedy_token(scale: float) -> None:
+    logits = np.round(spread(scale), 1)
+    assert tokens([RowSampling(logprobs=0)] * ROWS, logits) == tokens([RowSampling()] * ROWS, logits)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("row", [RowSampling(), RowSampling(logprobs=0)])
+def test_logits_that_are_not_finite_are_told(row: RowSampling, bad: float) -> None:
+    logits = spread(1.0)
+    logits[1] = bad
+    finite = np.isfinite(run(fresh(), logits, packed([row] * ROWS))[1].logprob)
+    assert finite.tolist() == [True, False, True, True]
