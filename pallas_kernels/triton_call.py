@@ -15,7 +15,7 @@ from jax.experimental.pallas import triton as plgpu
 
 def triton_call(
     kernel: Callable[..., None],
-    out_shape: ShapeDtypeStruct,
+    out_shape: ShapeDtypeStruct | tuple[ShapeDtypeStruct, ...],
     *,
     grid: tuple[int, ...],
     warps: int,
@@ -23,11 +23,11 @@ def triton_call(
     input_output_aliases: Mapping[int, int] | None = None,
     interpret: bool = False,
 ) -> Callable[..., Any]:
-    """`pl.pallas_call` with whole arrays: the kernel gets a reference to each input, then one to the output.
+    """`pl.pallas_call` with whole arrays: the kernel gets a reference to each input, then one to each output.
 
     Args:
         kernel: what each program runs; its name is the launch's, in profiles and dumps.
-        out_shape: the one output.
+        out_shape: of the output, or of each.
         grid: programs along each axis; neighbours on the first one run side by side.
         warps: of 32 threads, a program.
         stages: of a loop's software pipeline; what is loaded ahead takes shared memory.

@@ -1,0 +1,30 @@
+"""What the Triton kernel asks of its operands."""
+
+from jax import Array
+from jaxtyping import Float, Int
+
+from pallas_kernels.kv_cache import KvCache
+from pallas_kernels.paged_attention.config import MIN_SIDE
+
+DTYPES = ("bfloat16", "float32")
+
+
+def check_operands(q: Float[Array, "T L H E"], kv: KvCache, table: Int[Array, "T C"]) -> None:
+    """Raises ValueError where the kernel would read its operands wrong; names both numbers that do not agree."""
+    keys, values = kv
+    heads, width = q.shape[2:]
+    kv_heads, block_tokens = values.shape[2:4]
+    if q.dtype not in DTYPES or not q.dtype == keys.dtype == values.dtype:
+        raise ValueError(
+            f"queries are {q.dtype}, keys {keys.dtype}, values {values.dtype}: all must be {' or '.join(DTYPES)}, alike"
+        )
+    if keys.shape != (*values.shape[:3], values.shape[4], block_tokens):
+        raise ValueError(f"keys of shape {keys.shape} are not values of shape {values.shape} with the positions last")
+    if width != values.shape[4]:
+        raise ValueError(f"queries are {width} wide, keys and values {values.shape[4]}")
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads cannot share {kv_heads} KV heads evenly")
+    if block_tokens % MIN_SIDE:
+        raise ValueError(f"KV blocks have {block_tokens} positions; the kernel takes multiples of {MIN_SIDE}")
+    if table.shape[0] != q.shape[0]:
+        raise ValueError(f"block tables of {table.shape[0]} tiles for queries of {q.shape[0]}")
