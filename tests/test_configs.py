@@ -1,0 +1,119 @@
+"""The shipped settings load by name, and each leaves its device the room that its head says, for the model it names."""
+
+import re
+from dataclasses import replace
+from importlib import resources
+
+import pytest
+
+from openlora_jax.config import EngineConfig
+from openlora_jax.errors import InvalidConfig
+from openlora_jax.memory import MemoryPlan
+from openlora_jax.model.config import ModelConfig, RopeScaling
+from pallas_kernels.registry import PLATFORMS
+
+LLAMA_8B = ModelConfig(
+    family="llama",
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    max_position=131072,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=RopeScaling(
+        kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
+    ),
+    tie_word_embeddings=False,
+    qkv_bias=False,
+    qk_norm=False,
+    bos_token_id=128000,
+    eos_token_ids=(128001, 128008, 128009),
+)
+LLAMA_3B = replace(
+    LLAMA_8B, hidden_size=3072, intermediate_size=8192, num_layers=28, num_heads=24, tie_word_embeddings=True
+)
+SMOLLM2_135M = replace(
+    LLAMA_8B,
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    max_position=8192,
+    tie_word_embeddings=True,
+)
+
+PLANNED = 0.88
+"""Of a device's memory. The rest is its driver's, the programs' own, and a step's activations."""
+
+DEVICES = {
+    "cpu": (SMOLLM2_135M, 4e9),
+    "interpret": (SMOLLM2_135M, 4e9),
+    "a100-80g": (LLAMA_8B, 85.1e9),
+    "h100-80g": (LLAMA_8B, 84.9e9),
+    "b200": (LLAMA_8B, 191.5e9),
+    "l4": (LLAMA_8B, 24.1e9),
+    "tpu-v5e": (LLAMA_3B, 17.2e9),
+    "tpu-v6e": (LLAMA_8B, 34.4e9),
+}
+"""Name -> the model that it is sized for, and its device's memory in bytes."""
+
+
+def shipped() -> list[str]:
+    return sorted(
+        file.name.removesuffix(".yaml") for file in resources.files("configs").iterdir() if ".yaml" in file.name
+    )
+
+
+def head(name: str) -> str:
+    text = (resources.files("configs") / f"{name}.yaml").read_text()
+    return "\n".join(line for line in text.splitlines() if line.startswith("#"))
+
+
+def test_each_is_known_here() -> None:
+    assert shipped() == sorted(DEVICES)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_it_loads_by_name_for_a_backend_that_exists(name: str) -> None:
+    config = EngineConfig.load(name)
+    assert config.backend in PLATFORMS
+    assert len(config.row_buckets) + len(config.chunk_buckets) <= 6
+    assert config.prefill_tile == (16 if PLATFORMS[config.backend] == "cpu" else 64)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_it_fits_its_device(name: str) -> None:
+    model, memory = DEVICES[name]
+    plan = MemoryPlan.of(EngineConfig.load(name), model)
+    plan.check(int(PLANNED * memory))
+    assert plan.total > 0.3 * memory or name in ("cpu", "interpret"), "and makes use of it"
+
+
+def test_a_larger_model_than_a_device_holds_is_noticed() -> None:
+    with pytest.raises(InvalidConfig, match="lower kv_blocks or pool_pages"):
+        MemoryPlan.of(EngineConfig.load("tpu-v5e"), LLAMA_8B).check(int(PLANNED * DEVICES["tpu-v5e"][1]))
+
+
+@pytest.mark.parametrize("name", [name for name in DEVICES if name not in ("cpu", "interpret")])
+def test_the_arithmetic_of_its_head_is_right(name: str) -> None:
+    model, memory = DEVICES[name]
+    plan = MemoryPlan.of(EngineConfig.load(name), model)
+    rows = {
+        "weights": plan.weights,
+        "KV": plan.kv,
+        "pool": sum(plan.pools.values()),
+        "sampler": plan.sampler,
+        "in all": plan.total,
+    }
+    for row, size in rows.items():
+        found = re.search(rf"^#\s+{row}\s+([\d.]+)\s", head(name), re.MULTILINE)
+        assert found, row
+        assert found[1] == f"{size / 1e9:.1f}", row
+    assert f"of {PLANNED * memory / 1e9:.1f}" in head(name)
