@@ -18,6 +18,7 @@ from pallas_kernels.linear.api import Linear
 from pallas_kernels.lora import pallas_triton as lora_triton
 from pallas_kernels.lora import xla as lora_xla
 from pallas_kernels.lora.api import EmbeddingLora, Lora
+from pallas_kernels.paged_attention import pallas_triton as paged_attention_triton
 from pallas_kernels.paged_attention import xla as paged_attention_xla
 from pallas_kernels.paged_attention.api import PagedAttention
 
@@ -149,6 +150,18 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
     },
     "embedding_lora": {"cpu": _COLUMNS, "interpret": _COLUMNS, "cuda": _COLUMNS, "tpu": _COLUMNS},
     "kv_write": {"cpu": _SLICES, "interpret": _SLICES, "cuda": _SCATTER, "tpu": _SCATTER},
-    "paged_attention": {"cpu": _BLOCKS, "interpret": _BLOCKS, "cuda": _BLOCKS, "tpu": _BLOCKS},
+    "paged_attention": {
+        "cpu": _BLOCKS,
+        "interpret": Implementation(
+            "pallas_triton", partial(paged_attention_triton.paged_attention, interpret=True), _INTERPRETED
+        ),
+        "cuda": Implementation(
+            "pallas_triton",
+            paged_attention_triton.paged_attention,
+            "one kernel for decode and prefill that reads the stacked cache through the block tables",
+            _needs_tensor_cores,
+        ),
+        "tpu": _BLOCKS,
+    },
 }
 """Op -> backend -> its implementation."""
