@@ -7,7 +7,7 @@ from typing import NoReturn
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Makes malloc ask for huge pages: a decode step reads gigabytes once, and misses on 4 KiB pages cost it a fifth."""
 
-COMPUTING = ("serve", "generate", "score", "bench")
+COMPUTING = ("serve", "generate", "score", "train", "bench")
 
 
 def main() -> NoReturn:
