@@ -21,6 +21,12 @@ from pallas_kernels.lora.api import EmbeddingLora, Lora
 from pallas_kernels.paged_attention import pallas_triton as paged_attention_triton
 from pallas_kernels.paged_attention import xla as paged_attention_xla
 from pallas_kernels.paged_attention.api import PagedAttention
+from pallas_kernels.shortcut import Shortcut, declined, taken
+from pallas_kernels.threshold import pallas_triton as threshold_triton
+from pallas_kernels.threshold import xla as threshold_xla
+from pallas_kernels.threshold.api import Threshold
+from pallas_kernels.top_k import xla as top_k_xla
+from pallas_kernels.top_k.api import TopK
 
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu", "interpret": "cpu"}
 """Backend -> JAX's name of the device that it computes on."""
@@ -65,11 +71,14 @@ class Ops:
 
     backend: str
     over_layers: OverLayers
+    shortcut: Shortcut
     linear: Linear
     lora: Lora
     embedding_lora: EmbeddingLora
     kv_write: KvWrite
     paged_attention: PagedAttention
+    top_k: TopK
+    threshold: Threshold
     chosen: Mapping[str, Implementation]
 
 
@@ -132,10 +141,16 @@ _SCATTER = Implementation("reference", kv_write_reference.kv_write, "one scatter
 _ITEMS = Implementation("xla", lora_xla.lora, "a loop over the work list reads each page where it lies")
 _COLUMNS = Implementation("xla", lora_xla.embedding_lora, "a loop over the work list looks up columns where they lie")
 _BLOCKS = Implementation("xla", paged_attention_xla.paged_attention, "as many turns as the longest sequence has blocks")
+_TAKEN = Implementation("taken", taken, "a branch on the device leaves out what a step can do without")
+_DECLINED = Implementation("declined", declined, "a branch would make the host wait for the device")
+_SELECTION = Implementation("by_rows", top_k_xla.by_rows, "XLA's partial selection")
+_BLOCKWISE = Implementation("by_blocks", top_k_xla.by_blocks, "XLA sorts what it selects from, so it gets little")
+_HALVING = Implementation("xla", threshold_xla.threshold, "row by row, as many passes as it takes")
 _INTERPRETED = "the kernel of cuda, run as XLA operations"
 
 TABLE: Mapping[str, Mapping[str, Implementation]] = {
     "over_layers": {"cpu": _ROLLED, "interpret": _ROLLED, "cuda": _UNROLLED, "tpu": _UNROLLED},
+    "shortcut": {"cpu": _TAKEN, "interpret": _TAKEN, "cuda": _DECLINED, "tpu": _TAKEN},
     "linear": {"cpu": _FEATURE_MAJOR, "interpret": _FEATURE_MAJOR, "cuda": _PLAIN, "tpu": _PLAIN},
     "lora": {
         "cpu": _ITEMS,
@@ -162,6 +177,18 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             _needs_tensor_cores,
         ),
         "tpu": _BLOCKS,
+    },
+    "top_k": {"cpu": _SELECTION, "interpret": _SELECTION, "cuda": _BLOCKWISE, "tpu": _SELECTION},
+    "threshold": {
+        "cpu": _HALVING,
+        "interpret": Implementation("pallas_triton", partial(threshold_triton.threshold, interpret=True), _INTERPRETED),
+        "cuda": Implementation(
+            "pallas_triton",
+            threshold_triton.threshold,
+            "loops inside of a kernel, as long as each row takes, without asking the host",
+            _needs_tensor_cores,
+        ),
+        "tpu": _HALVING,
     },
 }
 """Op -> backend -> its implementation."""

@@ -40,7 +40,7 @@ class Program:
         adapters = AdapterBatch(pools, work)
         tokens = state.last_token[sampling.slot][:, None]
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)
-        state, sampled = sample(state, logits(self.config, self.ops, parameters, adapters, x[:, 0]), sampling)
+        state, sampled = sample(self.ops, state, logits(self.config, self.ops, parameters, adapters, x[:, 0]), sampling)
         return state, kv, sampled
 
     def prefill(
@@ -62,9 +62,10 @@ class Program:
 
         def choose() -> tuple[SamplerState, Sampled]:
             rows = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-            return sample(state, logits(self.config, self.ops, parameters, adapters, rows), sampling)
+            return sample(self.ops, state, logits(self.config, self.ops, parameters, adapters, rows), sampling)
 
-        state, sampled = lax.cond(samples, choose, lambda: (state, _nothing(tokens.shape[0], self.config.vocab_size)))
+        nothing = _nothing(tokens.shape[0], self.config.vocab_size)
+        state, sampled = self.ops.shortcut(~samples, lambda: (state, nothing), choose)
         return state, kv, sampled
 
     def score(

@@ -11,14 +11,20 @@ from pallas_kernels.linear.api import Linear
 from pallas_kernels.lora.api import EmbeddingLora, Lora
 from pallas_kernels.paged_attention.api import PagedAttention
 from pallas_kernels.registry import PLATFORMS, TABLE, Implementation, implementations, resolve
+from pallas_kernels.shortcut import Shortcut
+from pallas_kernels.threshold.api import Threshold
+from pallas_kernels.top_k.api import TopK
 
 PROTOCOLS = {
     "over_layers": OverLayers,
+    "shortcut": Shortcut,
     "linear": Linear,
     "lora": Lora,
     "embedding_lora": EmbeddingLora,
     "kv_write": KvWrite,
     "paged_attention": PagedAttention,
+    "top_k": TopK,
+    "threshold": Threshold,
 }
 
 

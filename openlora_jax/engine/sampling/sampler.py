@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float32, Int32
 
 from openlora_jax.engine.sampling.batch import SamplingBatch
@@ -12,6 +12,7 @@ from openlora_jax.engine.sampling.filters import cut
 from openlora_jax.engine.sampling.logits import adjust, adjusted_rows
 from openlora_jax.engine.sampling.state import SamplerState
 from openlora_jax.engine.sampling_params import MAX_LOGPROBS
+from pallas_kernels.registry import Ops
 
 HEAD = 64
 """Most likely tokens looked at first; filters that keep no more than these never search the whole vocabulary."""
@@ -39,7 +40,9 @@ class Sampled(NamedTuple):
     top_logprobs: Float32[Array, "T C"]
 
 
-def sample(state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBatch) -> tuple[SamplerState, Sampled]:
+def sample(
+    ops: Ops, state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBatch
+) -> tuple[SamplerState, Sampled]:
     """Chooses a token per row, and notes it in the row's slot.
 
     In this order, as transformers and vLLM do: repetition, presence and frequency penalties, logit bias, forbidden
@@ -48,8 +51,8 @@ def sample(state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBa
     without penalties and with nothing to report, pays for two passes over the logits only.
     """
     plain = ~jnp.any(adjusted_rows(batch, logits.shape[1])) & ~jnp.any(batch.temperature >= GREEDY_BELOW)
-    sampled: Sampled = lax.cond(
-        plain & ~jnp.any(batch.reports), lambda: _greedy(logits), lambda: _sampled(state, logits, batch)
+    sampled = ops.shortcut(
+        plain & ~jnp.any(batch.reports), lambda: _greedy(logits), lambda: _sampled(ops, state, logits, batch)
     )
     state = state._replace(
         last_token=state.last_token.at[batch.slot].set(sampled.token),
@@ -73,10 +76,10 @@ def _greedy(logits: Float32[Array, "T V"]) -> Sampled:
     )
 
 
-def _sampled(state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBatch) -> Sampled:
-    head, head_ids = _best(logits)
+def _sampled(ops: Ops, state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBatch) -> Sampled:
+    head, head_ids = ops.top_k(logits, min(HEAD, logits.shape[1]))
     normaliser = head[:, 0] + jnp.log(jnp.sum(jnp.exp(logits - head[:, :1]), axis=1))
-    token = _choose(state, logits, batch, head, head_ids)
+    token = _choose(ops, state, logits, batch, head, head_ids)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     return Sampled(
         token=token,
@@ -86,15 +89,8 @@ def _sampled(state: SamplerState, logits: Float32[Array, "T V"], batch: Sampling
     )
 
 
-def _best(logits: Float32[Array, "T V"]) -> tuple[Float32[Array, "T K"], Int32[Array, "T K"]]:
-    """The head: K logits and their ids, best first."""
-    # XLA:CPU forgets its partial selection and sorts whole rows, 100 times slower, once it can see a slice of a top_k.
-    best = lax.top_k(logits, min(HEAD, logits.shape[1]))
-    head, ids = lax.optimization_barrier(best)
-    return head, ids
-
-
 def _choose(
+    ops: Ops,
     state: SamplerState,
     logits: Float32[Array, "T V"],
     batch: SamplingBatch,
@@ -105,19 +101,20 @@ def _choose(
 
     def adjusted() -> tuple[Float32[Array, "T V"], Float32[Array, "T K"], Int32[Array, "T K"]]:
         changed = adjust(state, logits, batch)
-        return changed, *_best(changed)
+        return changed, *ops.top_k(changed, head.shape[1])
 
     some = jnp.any(adjusted_rows(batch, logits.shape[1]))
-    logits, head, head_ids = lax.cond(some, adjusted, lambda: (logits, head, head_ids))
-    drawn: Array = lax.cond(
-        jnp.any(batch.temperature >= GREEDY_BELOW), lambda: _draw(logits, head, batch), lambda: head_ids[:, 0]
-    )
-    return jnp.where(batch.temperature >= GREEDY_BELOW, drawn, head_ids[:, 0])
+    logits, head, head_ids = ops.shortcut(~some, lambda: (logits, head, head_ids), adjusted)
+    random = batch.temperature >= GREEDY_BELOW
+    drawn = ops.shortcut(~jnp.any(random), lambda: head_ids[:, 0], lambda: _draw(ops, logits, head, batch))
+    return jnp.where(random, drawn, head_ids[:, 0])
 
 
-def _draw(logits: Float32[Array, "T V"], head: Float32[Array, "T K"], batch: SamplingBatch) -> Int32[Array, "T"]:
+def _draw(
+    ops: Ops, logits: Float32[Array, "T V"], head: Float32[Array, "T K"], batch: SamplingBatch
+) -> Int32[Array, "T"]:
     scale = jnp.maximum(batch.temperature, GREEDY_BELOW)[:, None]
     weights = jnp.exp((logits - head[:, :1]) / scale)
-    least = cut(weights, head, scale, batch)
+    least = cut(ops, weights, head, scale, batch)
     kept = (logits >= least.logit[:, None]) & (weights >= least.weight[:, None])
     return draw(jnp.where(kept, weights, 0), uniforms(batch))

@@ -1,7 +1,8 @@
 """Against the oracle: every filter and penalty alone and together, on ordinary, tied and extreme logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,12 +13,21 @@ from hypothesis import strategies as st
 
 from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling import Sampled, SamplerState, SamplingBatch, prepare_slot, sample, slot_rows
+from pallas_kernels.registry import Ops, implementations
+from pallas_kernels.shortcut import declined
 from tests.openlora_jax.engine.sampling import reference
 
 ROWS, VOCAB, EDGE = 4, 300, 1e-4
 SCRATCH = ROWS
 
-run = jax.jit(sample)
+Run = Callable[[SamplerState, np.ndarray, SamplingBatch], tuple[SamplerState, Sampled]]
+
+CPU = implementations("cpu")
+CUDA = replace(implementations("interpret"), shortcut=declined, top_k=implementations("cuda").top_k)
+"""What runs on a GPU, its kernel interpreted."""
+
+run = jax.jit(partial(sample, CPU))
+EVERY_RUN = pytest.mark.parametrize("run", [run, jax.jit(partial(sample, CUDA))], ids=["cpu", "cuda"])
 
 
 def packed(rows: Sequence[RowSampling | None], position: int = 7) -> SamplingBatch:
@@ -84,25 +94,27 @@ def logit_rows(draw: st.DrawFn) -> np.ndarray:
     return logits
 
 
+@EVERY_RUN
 @settings(deadline=None, max_examples=60)
-@given(logit_rows(), several(filters), st.integers(0, 4000))
-def test_filters(logits: np.ndarray, fields: list[dict[str, Any]], position: int) -> None:
+@given(logits=logit_rows(), fields=several(filters), position=st.integers(0, 4000))
+def test_filters(run: Run, logits: np.ndarray, fields: list[dict[str, Any]], position: int) -> None:
     rows = [RowSampling(**entry) for entry in fields]
     _, sampled = run(fresh(), logits, packed(rows, position))
     for line, row, token in zip(logits.astype(np.float64), rows, np.asarray(sampled.token).tolist(), strict=True):
         check_draw(token, line, row, position)
 
 
+@EVERY_RUN
 @settings(deadline=None, max_examples=30)
 @given(
-    st.integers(0, 99),
-    several(filters | penalties),
-    st.lists(st.integers(0, VOCAB - 1), max_size=20),
-    st.lists(st.integers(0, VOCAB - 1), max_size=20),
-    st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-100, 100, width=32), max_size=5),
+    seed=st.integers(0, 99),
+    fields=several(filters | penalties),
+    prompt=st.lists(st.integers(0, VOCAB - 1), max_size=20),
+    output=st.lists(st.integers(0, VOCAB - 1), max_size=20),
+    bias=st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-100, 100, width=32), max_size=5),
 )
 def test_everything_together(
-    seed: int, fields: list[dict[str, Any]], prompt: list[int], output: list[int], bias: dict[int, float]
+    run: Run, seed: int, fields: list[dict[str, Any]], prompt: list[int], output: list[int], bias: dict[int, float]
 ) -> None:
     rows = [RowSampling(**entry, biased=bool(bias)) for entry in fields]
     logits, state = spread(2.5, seed), fresh()
@@ -222,10 +234,22 @@ def test_reporting_changes_no_greedy_token(scale: float) -> None:
     assert tokens([RowSampling(logprobs=0)] * ROWS, logits) == tokens([RowSampling()] * ROWS, logits)
 
 
+@EVERY_RUN
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("row", [RowSampling(), RowSampling(logprobs=0)])
-def test_logits_that_are_not_finite_are_told(row: RowSampling, bad: float) -> None:
+def test_logits_that_are_not_finite_are_told(run: Run, row: RowSampling, bad: float) -> None:
     logits = spread(1.0)
     logits[1] = bad
     finite = np.isfinite(run(fresh(), logits, packed([row] * ROWS))[1].logprob)
     assert finite.tolist() == [True, False, True, True]
+
+
+def test_on_a_gpu_nothing_branches() -> None:
+    """XLA's conditionals and its loops of unknown length make the host of a GPU wait; on a CPU they leave work out."""
+
+    def control(ops: Ops) -> set[str]:
+        program = jax.make_jaxpr(partial(sample, ops))(fresh(), spread(1.0), packed([RowSampling(temperature=1.0)]))
+        return {equation.primitive.name for equation in program.eqns} & {"cond", "while"}
+
+    assert control(CUDA) == set()
+    assert control(CPU) == {"cond"}

@@ -1,0 +1,1 @@
+"""Where top-k and top-p cut a row of weights, without a sort."""

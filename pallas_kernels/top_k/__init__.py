@@ -1,0 +1,1 @@
+"""The greatest few of each row."""
