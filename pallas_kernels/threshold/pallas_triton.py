@@ -29,13 +29,13 @@ def threshold(
     """Found by halving, as on a CPU; a row that is settled reads nothing."""
     rows = weights.shape[0]
     call = triton_call(
-        _threshold_kernel, ShapeDtypeStruct((rows,), jnp.float32), grid=(rows,), warps=8, stages=2, interpret=interpret
+        threshold_kernel, ShapeDtypeStruct((rows,), jnp.float32), grid=(rows,), warps=8, stages=2, interpret=interpret
     )
     found: Array = call(weights, top_k, top_p, settled.astype(jnp.int32))
     return found
 
 
-def _threshold_kernel(weights_ref: Ref, top_k_ref: Ref, top_p_ref: Ref, settled_ref: Ref, found_ref: Ref) -> None:
+def threshold_kernel(weights_ref: Ref, top_k_ref: Ref, top_p_ref: Ref, settled_ref: Ref, found_ref: Ref) -> None:
     row, size = pl.program_id(0), weights_ref.shape[1]
     top_k, top_p, live = top_k_ref[row], top_p_ref[row], settled_ref[row] == 0
     turns = jnp.where(live, jnp.int32(pl.cdiv(size, BLOCK)), jnp.int32(0))
