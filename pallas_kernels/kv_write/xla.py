@@ -1,4 +1,4 @@
-"""For XLA:CPU: one slice update a tile, which it does in place; a scatter would walk element by element."""
+"""For XLA, in place: slice updates for a CPU, a scatter for a GPU."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -16,7 +16,7 @@ def kv_write(
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
 ) -> KvCache:
-    """The cache with k[t, l] and v[t, l] at position start[t] + l of tile t."""
+    """A slice update for each tile. A CPU would go through a scatter element by element."""
     blocks = jnp.take_along_axis(table, (start // kv.block_tokens)[:, None], axis=1)[:, 0]
     places = start % kv.block_tokens
     new_keys = k.transpose(0, 2, 3, 1).astype(kv.keys.dtype)[:, None, None]
@@ -26,3 +26,28 @@ def kv_write(
         keys = lax.dynamic_update_slice(keys, new_keys[tile], (layer, blocks[tile], 0, 0, places[tile]))
         values = lax.dynamic_update_slice(values, new_values[tile], (layer, blocks[tile], 0, places[tile], 0))
     return KvCache(keys, values)
+
+
+def kv_write_scatter(
+    kv: KvCache,
+    k: Float[Array, "T L K E"],
+    v: Float[Array, "T L K E"],
+    layer: LayerIndex,
+    table: Int[Array, "T C"],
+    start: Int[Array, "T"],
+) -> KvCache:
+    """A scatter each for keys and values: two launches, with what computes k and v fused into them.
+
+    Were an index to come twice, a GPU would have to scatter 16-bit floats by compare-and-swap. Only those of padding
+    tiles do, all of them in block 0: they move past the cache's end, each to a block of its own, and are dropped there.
+    """
+    tiles, tokens = k.shape[:2]
+    positions = start[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
+    block, place = jnp.take_along_axis(table, positions // kv.block_tokens, axis=1), positions % kv.block_tokens
+    past_end = kv.values.shape[1] + jnp.arange(tiles, dtype=jnp.int32)[:, None]
+    block = jnp.where(block == 0, past_end, block)
+    keys, values = kv.keys.at[layer, block, :, :, place], kv.values.at[layer, block, :, place]
+    return KvCache(
+        keys=keys.set(k.astype(kv.keys.dtype), mode="drop", unique_indices=True),
+        values=values.set(v.astype(kv.values.dtype), mode="drop", unique_indices=True),
+    )

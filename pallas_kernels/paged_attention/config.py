@@ -10,10 +10,12 @@ from jaxtyping import Float, Int
 from pallas_kernels.kv_cache import KvCache
 
 MAX_ROWS = 128
-"""All of a program's rows share each read of keys and values. More, at 128 columns, do not fit into its registers."""
-MAX_SPAN_BYTES = 16 * 1024
-"""Of keys, and as many of values. Two spans are on their way while one is used: 64 KB a program, some 10 MB a chip, a
-multiple of what memory of 8 TB/s delivers within its latency."""
+"""All of a program's rows share each read of keys and values. More do not fit into its registers."""
+MAX_COLUMNS = 128
+"""A head's width."""
+MAX_SPAN = 64
+"""Positions. The pipeline holds two spans of keys and of values, 64 KB of bfloat16: two or three programs fit into a
+multiprocessor, and a chip has more on the way than memory of 8 TB/s delivers within its latency."""
 MIN_SIDE = 16
 """The least that tensor cores take of a side. A product over 8 positions returns twice the sum, without a word."""
 MIN_PROGRAMS = 128
@@ -27,6 +29,7 @@ class AttentionConfig:
     Attributes:
         rows: of queries that a program takes: those of its tile that share a KV head, token by token.
         span: positions that one turn of the loop takes; a divisor of a block.
+        columns: that hold a head's width; the rest of them is masked.
         splits: programs that share a tile's positions.
         warps: of 32 threads, a program.
         stages: of the loop's software pipeline.
@@ -34,6 +37,7 @@ class AttentionConfig:
 
     rows: int
     span: int
+    columns: int
     splits: int
     warps: int
     stages: int
@@ -43,13 +47,18 @@ def attention_config(q: Float[Array, "T L H E"], kv: KvCache, table: Int[Array, 
     """The cut of a call with these operands."""
     tiles, tokens, heads, width = q.shape
     kv_heads, block_tokens = kv.values.shape[2:4]
-    if q.dtype.itemsize == 2:
-        max_rows, max_span = MAX_ROWS, MAX_SPAN_BYTES // (2 * pl.next_power_of_2(width))
-    else:  # float32 goes without tensor cores: both operands lie in registers, which larger ones spill
-        max_rows, max_span = MIN_SIDE, MIN_SIDE
+    # Tensor cores take no float32: its operands lie in registers, which do not hold more of them.
+    max_rows, max_span = (MAX_ROWS, MAX_SPAN) if q.dtype.itemsize == 2 else (MIN_SIDE, MIN_SIDE)
     rows = min(max(pl.next_power_of_2(tokens * heads // kv_heads), MIN_SIDE), max_rows)
     span = math.gcd(block_tokens, max_span)
     splits = 1
     if tokens == 1:  # a prompt's rows are programs enough, and their partial sums would be more than what they read
         splits = max(1, min(MIN_PROGRAMS // (tiles * kv_heads), table.shape[1] * block_tokens // span))
-    return AttentionConfig(rows=rows, span=span, splits=splits, warps=8 if rows > 64 else 4, stages=3)
+    return AttentionConfig(
+        rows=rows,
+        span=span,
+        columns=max(pl.next_power_of_2(width), MIN_SIDE),
+        splits=splits,
+        warps=8 if rows > 64 else 4,
+        stages=3,
+    )

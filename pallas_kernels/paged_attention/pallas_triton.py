@@ -56,7 +56,7 @@ def paged_attention(
     Raises:
         ValueError: the operands do not fit together, or this kernel; see `shapes.py`.
     """
-    check_operands(q, kv, table)
+    check_operands(q, kv, table, start, length)
     config = attention_config(q, kv, table)
     tiles, tokens, heads, _ = q.shape
     kv_heads = kv.values.shape[2]
@@ -111,7 +111,7 @@ def _attend(
 
     row = chunk * config.rows + jnp.arange(config.rows, dtype=jnp.int32)
     token, head = lax.div(row, groups), kv_head * groups + lax.rem(row, groups)
-    column = jnp.arange(pl.next_power_of_2(width), dtype=jnp.int32)
+    column = jnp.arange(config.columns, dtype=jnp.int32)
     real = column < width
     mine = (token < tokens)[:, None] & real[None, :]
     place = (tile, token[:, None], head[:, None], column[None, :])
@@ -134,7 +134,7 @@ def _attend(
         return _add(sums, jnp.where(seen, _dot(q, keys) * (LOG2_E / math.sqrt(width)), -jnp.inf), values)
 
     zeros = jnp.zeros(config.rows, jnp.float32)
-    sums = _Sums(zeros - 1e30, zeros, jnp.zeros((config.rows, column.size), jnp.float32))
+    sums = _Sums(zeros - 1e30, zeros, jnp.zeros((config.rows, config.columns), jnp.float32))
     first, last = lax.div(chunk * config.rows, groups), lax.div((chunk + 1) * config.rows - 1, groups)
     end = jnp.where(first < length, start + jnp.minimum(last + 1, length), 0)
     spans = jnp.minimum(lax.div(end + (config.span - 1), config.span), table_ref.shape[1] * turns)

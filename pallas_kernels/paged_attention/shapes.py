@@ -4,12 +4,18 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from pallas_kernels.kv_cache import KvCache
-from pallas_kernels.paged_attention.config import MIN_SIDE
+from pallas_kernels.paged_attention.config import MAX_COLUMNS, MIN_SIDE
 
 DTYPES = ("bfloat16", "float32")
 
 
-def check_operands(q: Float[Array, "T L H E"], kv: KvCache, table: Int[Array, "T C"]) -> None:
+def check_operands(
+    q: Float[Array, "T L H E"],
+    kv: KvCache,
+    table: Int[Array, "_ _"],
+    start: Int[Array, "_"],
+    length: Int[Array, "_"],
+) -> None:
     """Raises ValueError where the kernel would read its operands wrong; names both numbers that do not agree."""
     keys, values = kv
     heads, width = q.shape[2:]
@@ -22,9 +28,12 @@ def check_operands(q: Float[Array, "T L H E"], kv: KvCache, table: Int[Array, "T
         raise ValueError(f"keys of shape {keys.shape} are not values of shape {values.shape} with the positions last")
     if width != values.shape[4]:
         raise ValueError(f"queries are {width} wide, keys and values {values.shape[4]}")
+    if width > MAX_COLUMNS:
+        raise ValueError(f"heads are {width} wide; the kernel takes at most {MAX_COLUMNS}")
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} KV heads evenly")
     if block_tokens % MIN_SIDE:
         raise ValueError(f"KV blocks have {block_tokens} positions; the kernel takes multiples of {MIN_SIDE}")
-    if table.shape[0] != q.shape[0]:
-        raise ValueError(f"block tables of {table.shape[0]} tiles for queries of {q.shape[0]}")
+    for name, of_tiles in (("table", table), ("start", start), ("length", length)):
+        if of_tiles.shape[0] != q.shape[0]:
+            raise ValueError(f"{name} is of {of_tiles.shape[0]} tiles, the queries of {q.shape[0]}")

@@ -1,0 +1,64 @@
+"""Every implementation of `kv_write` against assignments in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.kv_write import reference, xla
+from pallas_kernels.kv_write.api import KvWrite
+from tests.gpu.lowering import lower_cuda
+from tests.pallas_kernels.paged import Shape, cache, scene
+
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    "kv_write", [reference.kv_write, xla.kv_write, xla.kv_write_scatter], ids=["reference", "slices", "scatter"]
+)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize(("starts", "tokens"), [([0, 15, 33, 79], 1), ([0, 16, 64], 16), ([8, 40], 8)])
+def test_keys_and_values_land_at_their_positions_and_nowhere_else(
+    kv_write: KvWrite, starts: list[int], tokens: int
+) -> None:
+    shape = Shape(tokens)
+    tiles, before = scene(shape, starts, [0] * len(starts))
+    k, v = np.random.default_rng(7).normal(size=(2, len(starts), tokens, shape.kv_heads, shape.width))
+    want = before.copy()
+    for tile, start in enumerate(starts):
+        for token in range(tokens):
+            block, place = divmod(start + token, shape.block)
+            want[1, tiles.table[tile, block], :, :, place] = k[tile, token], v[tile, token]
+    new = jnp.asarray(k, jnp.float32), jnp.asarray(v, jnp.float32)
+    after = jax.jit(kv_write)(cache(before), *new, jnp.int32(1), tiles.table, tiles.start)
+    np.testing.assert_array_equal(after.keys, cache(want).keys)
+    np.testing.assert_array_equal(after.values, cache(want).values)
+
+
+@IMPLEMENTATIONS
+def test_padding_tiles_touch_nobodys_block_alone(kv_write: KvWrite) -> None:
+    shape = Shape(tokens=16)
+    tiles, before = scene(shape, [16, 0, 0], [0] * 3)
+    new = jnp.ones((3, 16, shape.kv_heads, shape.width))
+    table = tiles.table.at[1:].set(0)
+    after = jax.jit(kv_write)(cache(before), new, new, jnp.int32(0), table, tiles.start)
+    want = before.copy()
+    want[0, tiles.table[0, 1]] = 1
+    np.testing.assert_array_equal(after.keys[:, 1:], cache(want).keys[:, 1:])
+    np.testing.assert_array_equal(after.values[:, 1:], cache(want).values[:, 1:])
+
+
+@pytest.mark.parametrize(("kv_write", "repeats"), [(xla.kv_write_scatter, False), (reference.kv_write, True)])
+def test_the_scatter_for_a_gpu_says_that_no_index_repeats(kv_write: KvWrite, repeats: bool) -> None:
+    """Told so, XLA stores; else it goes by compare-and-swap. The plain form is the control."""
+    shape = Shape(dtype="bfloat16")
+    tiles, before = scene(shape, [3, 20], [0, 0])
+    new = jnp.ones((2, 1, shape.kv_heads, shape.width), jnp.bfloat16)
+    layer = np.asarray(1, np.int32)
+    lowered = lower_cuda(
+        lambda kv, new, table, start: kv_write(kv, new, new, layer, table, start),
+        cache(before, "bfloat16"),
+        new,
+        tiles.table,
+        tiles.start,
+    )
+    assert lowered.as_text().count("unique_indices = true") == (0 if repeats else 2)
