@@ -87,9 +87,8 @@ def hidden_states(
 
     def layer_step(layer: LayerIndex, carry: tuple[Array, KvCache]) -> tuple[Array, KvCache]:
         x, kv = carry
-        attended, kv = _attention(config, ops, parameters, layer, x, turn, tiles, adapters, kv)
-        x = x + attended
-        return x + _mlp(config, ops, parameters, layer, x, adapters), kv
+        x, kv = _attention(config, ops, parameters, layer, x, turn, tiles, adapters, kv)
+        return _mlp(config, ops, parameters, layer, x, adapters), kv
 
     return ops.over_layers(config.num_layers, layer_step, (x, kv))
 
@@ -115,6 +114,7 @@ def _attention(
     adapters: Adapters,
     kv: KvCache,
 ) -> tuple[Float[Array, "T L D"], KvCache]:
+    """What x becomes. Adapters add to the sum of x and the product, which XLA computes in one launch; here and below."""
     normed = _rms_norm(x, parameters.attention_norm[layer], config.rms_norm_eps)
     joined = ops.linear(normed, parameters.qkv, layer)
     if parameters.qkv_bias is not None:
@@ -129,7 +129,7 @@ def _attention(
     kv = ops.kv_write(kv, rotate(k, turn), v, layer, table, start)
     heads = ops.paged_attention(rotate(q, turn), kv, layer, table, start, length)
     flat = heads.reshape(*x.shape[:2], -1)
-    return adapters.add(ops, ("o_proj",), flat, ops.linear(flat, parameters.o, layer), layer), kv
+    return adapters.add(ops, ("o_proj",), flat, x + ops.linear(flat, parameters.o, layer), layer), kv
 
 
 def _mlp(
@@ -144,7 +144,7 @@ def _mlp(
     joined = ops.linear(normed, parameters.gate_up, layer)
     gate, up = jnp.split(adapters.add(ops, ("gate_proj", "up_proj"), normed, joined, layer), 2, axis=-1)
     inner = jax.nn.silu(gate) * up
-    return adapters.add(ops, ("down_proj",), inner, ops.linear(inner, parameters.down, layer), layer)
+    return adapters.add(ops, ("down_proj",), inner, x + ops.linear(inner, parameters.down, layer), layer)
 
 
 def _rms_norm(x: Float[Array, "*N W"], scale: Float[Array, "W"], epsilon: float) -> Float[Array, "*N W"]:
