@@ -1,32 +1,42 @@
-"""How the Triton kernels cut their work: by shape alone, so that a tile's sums are the same in every batch."""
+"""How the Triton kernels cut their work: by shape alone, never by what a step's list holds."""
 
 from dataclasses import dataclass
 
 from jax.experimental import pallas as pl
 
-PAGE_RANKS = 16
+from pallas_kernels.lora.shapes import PAGE_RANKS, check_size
+
+PASS_PAGES = (16, 4, 1)
+"""Widths of a pass, widest first. 256 ranks are the most whose products the registers hold."""
 BLOCK_BYTES = 20 * 1024
-"""What one step of a loop loads. `STAGES - 1` of these are on their way at once: about 2 MB over 64 programs, which is
-what memory of 3.3 TB/s delivers within its latency."""
-WIDTHS = (16, 4, 1)
-"""Pages that a pass may take: 256, 64 and 16 ranks."""
+"""What a loop's step loads at most. Three are under way at once, so 64 programs ask for 3 MB at a time; memory of
+3.3 TB/s has to be asked for 2 MB at a time, what it delivers while an answer takes its 600 ns."""
+STAGES = 4
+STRETCH = 128
+"""Columns that one sum of x A^T takes of a block. Each of its 8 tensor core products waits for the one before."""
 MIN_PROGRAMS = 64
-"""With fewer the output is split, although each split computes x A^T anew."""
-FREE_SPLIT = 8
-"""An output this many times wider than the input is split in any case: reading A again is then lost in reading B."""
+"""With fewer, spans are halved, although each of them computes x A^T anew."""
+WIDE_OUTPUT = 8
+"""A span this many times as wide as the input is halved in any case: reading A once more hardly adds to reading B."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """One product with some of a tile's items.
+    """The products with some of a tile's items.
 
     Attributes:
-        pages: items that it takes, or fewer.
-        block: columns of x and A, and then of B and y, that one step of a loop takes.
+        pages: items that it takes at most.
+        block: columns of x and A, then of B and y, that a loop's step takes.
+        sums: of x A^T, added up at the end. They do not wait for one another, but take registers.
     """
 
     pages: int
     block: int
+    sums: int
+
+    def __post_init__(self) -> None:
+        check_size("ranks of a pass", self.pages * PAGE_RANKS)
+        check_size("columns of a sum", self.block // self.sums)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +45,8 @@ class LoraConfig:
 
     Attributes:
         rows: tokens of a tile that a program takes.
-        span: columns of one module's output that a program takes.
-        passes: the products that a program chooses from, widest first.
+        span: columns of a module's output that a program takes.
+        passes: what a program takes its items in, widest first.
         warps: of 32 threads, a program.
         stages: of the loops' software pipelines.
     """
@@ -47,25 +57,32 @@ class LoraConfig:
     warps: int
     stages: int
 
+    def __post_init__(self) -> None:
+        check_size("tokens of a program", self.rows, least=1)
+        check_size("columns of a program", self.span, least=max(step.block for step in self.passes))
+
 
 def lora_config(tiles: int, tokens: int, width_in: int, widths_out: tuple[int, ...], itemsize: int) -> LoraConfig:
-    """For `tiles` tiles of `tokens` rows, one input and the outputs of the modules that share it."""
-    rows = min(tokens, 64)
-    passes = tuple(Pass(pages=pages, block=_block(rows + 16 * pages, itemsize)) for pages in WIDTHS)
-    largest = max(each.block for each in passes)
+    """For tiles of some tokens, and the modules that share their input.
+
+    64 rows of 16-bit numbers are what the tensor cores of Hopper and Blackwell want at least; their sums at 256 ranks
+    need the registers of 8 warps. 32-bit numbers are multiplied on plain cores, where more than 16 rows spill.
+    """
+    rows = min(tokens, 64 if itemsize == 2 else 16)
+    passes = tuple(_pass(pages, rows, itemsize) for pages in PASS_PAGES)
+    narrowest = max(each.block for each in passes)
 
     def programs(span: int) -> int:
         return tiles * (tokens // rows) * sum(pl.cdiv(width, span) for width in widths_out)
 
-    span = pl.next_power_of_2(max(widths_out))
-    while span > largest and (programs(span) < MIN_PROGRAMS or span > FREE_SPLIT * width_in):
+    span = max(narrowest, pl.next_power_of_2(max(widths_out)))
+    while span > narrowest and (programs(span) < MIN_PROGRAMS or span > WIDE_OUTPUT * width_in):
         span //= 2
-    return LoraConfig(rows=rows, span=max(span, largest), passes=passes, warps=4, stages=4)
+    return LoraConfig(rows=rows, span=span, passes=passes, warps=8 if rows == 64 else 4, stages=STAGES)
 
 
-def _block(lines: int, itemsize: int) -> int:
-    """The widest block of `lines` lines that BLOCK_BYTES hold."""
-    block = 16
-    while 2 * block * lines * itemsize <= BLOCK_BYTES:
+def _pass(pages: int, rows: int, itemsize: int) -> Pass:
+    block = PAGE_RANKS  # the least that a product may sum over
+    while 2 * block * (rows + pages * PAGE_RANKS) * itemsize <= BLOCK_BYTES:
         block *= 2
-    return block
+    return Pass(pages=pages, block=block, sums=pl.cdiv(block, STRETCH))

@@ -1,16 +1,17 @@
 """For CUDA: one launch adds all items of all tiles to the outputs of the modules that share an input.
 
-A program owns some rows of one tile and a span of one module's columns, so nothing is summed by two and no order depends
-on timing. It takes the tile's items in passes of n pages each. Pages lie anywhere in the pool and are gathered into one
-operand, so a pass is two products:
+A program owns rows of one tile and a span of one module's columns, so nothing is summed by two and no order depends on
+timing. It takes the tile's items in passes of n pages, which lie anywhere in the pool and are gathered into one operand
+of Q = 16 n ranks. A pass is two products:
 
-    h[L, 16 n]  = x[L, I] A[16 n, I]^T * scale      over blocks of I
-    y[L, O]    += h[L, 16 n] B[16 n, O]             for each block of the program's span
+    h[L, Q]  = x[L, I] A[Q, I]^T * scale[Q]      summed over blocks of I
+    y[L, O] += h[L, Q] B[Q, O]                   for each block of O in the span
 
-Decode (L = 1) is the same code: tensor cores pad its one row, which costs fewer instructions than sums on plain cores.
+Decode, L = 1, is the same code: tensor cores pad its one row, which is cheaper than sums on plain cores.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,24 +24,35 @@ from jaxtyping import Bool, Float, Int
 
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import PagePair, WorkList
-from pallas_kernels.lora.config import PAGE_RANKS, Pass, lora_config
-from pallas_kernels.lora.shapes import check_embedding_lora, check_lora
+from pallas_kernels.lora.config import LoraConfig, Pass, lora_config
+from pallas_kernels.lora.shapes import PAGE_RANKS, check_embedding_lora, check_lora
 from pallas_kernels.triton_call import triton_call
 
 Ref = Any
 
 
-class _Items(NamedTuple):
-    """The ranks of one pass, page by page; of those that are not live nothing is read."""
+class _Listed(NamedTuple):
+    """A tile's part of one module's list; `pages` is how many its pool has."""
 
-    page: Int[Array, "R"]
-    rank: Int[Array, "R"]
-    live: Bool[Array, "R"]
-    scale: Float[Array, "R"]
+    start: Ref
+    page: Ref
+    scale: Ref
+    module: int
+    tile: Array
+    pages: int
+
+
+class _Ranks(NamedTuple):
+    """Those of one pass, page by page. Nothing is read for one that is not live."""
+
+    page: Int[Array, "Q"]
+    rank: Int[Array, "Q"]
+    live: Bool[Array, "Q"]
+    scale: Float[Array, "Q"]
 
 
 class _Share(NamedTuple):
-    """What a program owns: rows of a tile, and the columns `first..end` of a module that begins at `column` of y."""
+    """What a program owns of y: rows of a tile, columns `first` to `end` of a module that itself begins at `column`."""
 
     tile: Array
     rows: Int[Array, "L"]
@@ -49,14 +61,8 @@ class _Share(NamedTuple):
     end: Array
 
 
-class _WorkRefs(NamedTuple):
-    start: Ref
-    page: Ref
-    scale: Ref
-
-
-Shrink = Callable[[_Items, int], Float[Array, "L R"]]
-Expand = Callable[[Float[Array, "L R"], _Items, int], None]
+Shrink = Callable[[_Ranks, Pass], Float[Array, "L Q"]]
+Expand = Callable[[Float[Array, "L Q"], _Ranks, Pass], None]
 
 
 def lora(
@@ -71,14 +77,14 @@ def lora(
 ) -> Float[Array, "T L O"]:
     """y[t] += sum over items n of tile t: scale[n] (x[t] A[layer, page[n]]^T) B[layer, page[n]].
 
-    Written over y. Pages are read where they lie in the stacked pools. Accumulated in float32 for up to 256 ranks a
-    tile; beyond, y is rounded to its dtype between passes. x A^T is rounded to the dtype of x. An item whose page is not
-    in the pool adds nothing.
+    Written over y; pages are read where they lie. Summed in float32 for up to 256 ranks of a tile; a mix of more rounds
+    y after each 256. What x A^T times the scale comes to is rounded to the dtype of x. An item whose page is not in the
+    pool adds nothing.
 
     Raises:
         ValueError: shapes or dtypes that the kernel does not serve.
     """
-    check_lora(x, y, pools, work, modules)
+    check_lora(x, y, pools, layer, work, modules)
     tiles, tokens, width_in = x.shape
     widths = tuple(b.shape[3] for _, b in pools)
     config = lora_config(tiles, tokens, width_in, widths, x.dtype.itemsize)
@@ -89,106 +95,163 @@ def lora(
     ) -> None:
         *pool_refs, y_ref = refs
         layer = layer_ref[0]
-        rows = pl.program_id(2) * config.rows + jnp.arange(config.rows, dtype=jnp.int32)
         for place, module in enumerate(modules):
             a_ref, b_ref = pool_refs[2 * place : 2 * place + 2]
             span = pl.program_id(1) - sum(spans[:place])
-            first = span * config.span
-            share = _Share(
-                pl.program_id(0), rows, sum(widths[:place]), first, jnp.minimum(first + config.span, widths[place])
-            )
+            share = _share(config, tokens, sum(widths[:place]), span, widths[place])
+            listed = _Listed(start_ref, page_ref, scale_ref, module, share.tile, b_ref.shape[1])
             shrink = functools.partial(_shrink, x_ref, a_ref, layer, share)
             expand = functools.partial(_expand, b_ref, y_ref, layer, share)
-            add = functools.partial(
-                _add_items,
-                _WorkRefs(start_ref, page_ref, scale_ref),
-                module,
-                share.tile,
-                b_ref.shape[1],
-                config.passes,
-                shrink,
-                expand,
-            )
+            add = functools.partial(_add_items, listed, config.passes, shrink, expand, interpret)
             pl.when((span >= 0) & (span < spans[place]))(add)
 
-    call = triton_call(
-        lora_kernel,
+    # The layer is data, not part of the kernel: so all layers of a model are one kernel, compiled once.
+    before = (jnp.full((1,), layer, jnp.int32), work.start, work.page, work.scale, x)
+    return _added(lora_kernel, config, sum(spans), before, y, tuple(jax.tree.leaves(pools)), interpret)
+
+
+def embedding_lora(
+    tokens: Int[Array, "T L"],
+    y: Float[Array, "T L O"],
+    pool: PagePair,
+    work: WorkList,
+    module: int,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "T L O"]:
+    """The same with one-hot rows: h[l, q] is column tokens[l] of A. A token outside the vocabulary adds nothing.
+
+    Raises:
+        ValueError: shapes or dtypes that the kernel does not serve.
+    """
+    check_embedding_lora(tokens, y, pool, work, module)
+    width = y.shape[2]
+    config = lora_config(tokens.shape[0], tokens.shape[1], width, (width,), y.dtype.itemsize)
+
+    def embedding_lora_kernel(
+        start_ref: Ref, page_ref: Ref, scale_ref: Ref, tokens_ref: Ref, _: Ref, a_ref: Ref, b_ref: Ref, y_ref: Ref
+    ) -> None:
+        share = _share(config, tokens.shape[1], 0, pl.program_id(1), width)
+        listed = _Listed(start_ref, page_ref, scale_ref, module, share.tile, b_ref.shape[1])
+        shrink = functools.partial(_look_up, tokens_ref, a_ref, share)
+        expand = functools.partial(_expand, b_ref, y_ref, 0, share)
+        _add_items(listed, config.passes, shrink, expand, interpret)
+
+    before = (work.start, work.page, work.scale, tokens)
+    return _added(embedding_lora_kernel, config, pl.cdiv(width, config.span), before, y, pool, interpret)
+
+
+def _added(
+    kernel: Callable[..., None],
+    config: LoraConfig,
+    spans: int,
+    before: tuple[Any, ...],
+    y: Float[Array, "T L O"],
+    pools: tuple[Any, ...],
+    interpret: bool,
+) -> Float[Array, "T L O"]:
+    """The launch: the kernel gets what comes before y, then y, the pools, and y again to write to."""
+    added: Array = triton_call(
+        kernel,
         ShapeDtypeStruct(y.shape, y.dtype),
-        grid=(tiles, sum(spans), tokens // config.rows),
+        grid=(y.shape[0] * y.shape[1] // config.rows, spans),
         warps=config.warps,
         stages=config.stages,
-        input_output_aliases={5: 0},
+        input_output_aliases={len(before): 0},
         interpret=interpret,
-    )
-    added: Array = call(jnp.full((1,), layer, jnp.int32), work.start, work.page, work.scale, x, y, *jax.tree.leaves(pools))
+    )(*before, y, *pools)
     return added
 
 
-def _add_items(
-    work: _WorkRefs, module: int, tile: Array, pages: int, passes: tuple[Pass, ...], shrink: Shrink, expand: Expand
-) -> None:
-    """All items of a tile: as many of the widest passes as it takes until a narrower one holds the rest."""
-    item = jnp.maximum(work.start[module, tile], 0)
-    end = jnp.minimum(work.start[module, tile + 1], work.page.shape[1])
-    for each, narrower in zip(passes, (*(p.pages for p in passes[1:]), 0), strict=True):
-        left = jnp.maximum(end - item - narrower, 0)
-        count = lax.div(left + (each.pages - 1), jnp.int32(each.pages))
-
-        def add_pass(turn: Array, _: None, each: Pass = each, item: Array = item) -> None:
-            items = _items(work, module, item + turn * each.pages, end, each.pages, pages)
-            expand(shrink(items, each.block) * items.scale[None, :], items, each.block)
-
-        lax.fori_loop(jnp.int32(0), count, add_pass, None)
-        item += count * each.pages
+def _share(config: LoraConfig, tokens: int, column: int, span: Array, width: int) -> _Share:
+    owner, shares = pl.program_id(0), jnp.int32(tokens // config.rows)
+    rows = lax.rem(owner, shares) * config.rows + jnp.arange(config.rows, dtype=jnp.int32)
+    first = span * config.span
+    return _Share(lax.div(owner, shares), rows, column, first, jnp.minimum(first + config.span, width))
 
 
-def _items(work: _WorkRefs, module: int, first: Array, end: Array, count: int, pages: int) -> _Items:
-    rank = jnp.arange(count * PAGE_RANKS, dtype=jnp.int32)
-    item = first + lax.div(rank, jnp.int32(PAGE_RANKS))
-    listed = item < end
-    page = plgpu.load(work.page.at[module, item], mask=listed, other=0)
-    scale = plgpu.load(work.scale.at[module, item], mask=listed, other=0.0)
-    live = listed & (page >= 0) & (page < pages)
-    return _Items(page, lax.rem(rank, jnp.int32(PAGE_RANKS)), live, scale)
+def _add_items(listed: _Listed, passes: tuple[Pass, ...], shrink: Shrink, expand: Expand, interpret: bool) -> None:
+    """All items of the tile: of each width as many passes as leave what a narrower one holds."""
+    item = jnp.maximum(listed.start[listed.module, listed.tile], 0)
+    end = jnp.minimum(listed.start[listed.module, listed.tile + 1], listed.page.shape[1])
+    for step, narrower in zip(passes, (*(step.pages for step in passes[1:]), 0), strict=True):
+        turns = lax.div(jnp.maximum(end - item - narrower, 0) + (step.pages - 1), jnp.int32(step.pages))
+
+        def add_pass(turn: Array, _: None, step: Pass = step, item: Array = item) -> None:
+            ranks = _load_ranks(listed, item + turn * step.pages, end, step.pages)
+            expand(shrink(ranks, step) * ranks.scale[None, :], ranks, step)
+            if not interpret:  # what one thread has stored, another one may load in the next pass
+                plgpu.debug_barrier()
+
+        lax.fori_loop(jnp.int32(0), turns, add_pass, None)
+        item += turns * step.pages
 
 
-def _shrink(x_ref: Ref, a_ref: Ref, layer: Array, share: _Share, items: _Items, block: int) -> Float[Array, "L R"]:
-    """H = x A^T."""
-    width = x_ref.shape[2]
+def _load_ranks(listed: _Listed, item: Array, end: Array, pages: int) -> _Ranks:
+    rank = jnp.arange(pages * PAGE_RANKS, dtype=jnp.int32)
+    items = item + lax.div(rank, jnp.int32(PAGE_RANKS))
+    page = plgpu.load(listed.page.at[listed.module, items], mask=items < end, other=0)
+    scale = plgpu.load(listed.scale.at[listed.module, items], mask=items < end, other=0.0)
+    live = (items < end) & (page >= 0) & (page < listed.pages)
+    return _Ranks(page, lax.rem(rank, jnp.int32(PAGE_RANKS)), live, scale)
 
-    def add_block(turn: Array, h: Array) -> Array:
-        column = turn * block + jnp.arange(block, dtype=jnp.int32)
-        inside = (column < width)[None, :]
-        x = plgpu.load(x_ref.at[share.tile, share.rows[:, None], column[None, :]], mask=inside, other=0)
-        a_at = a_ref.at[layer, items.page[:, None], items.rank[:, None], column[None, :]]
-        a = plgpu.load(a_at, mask=items.live[:, None] & inside, other=0)
-        return h + _dot(x, a.T)
 
-    zeros = jnp.zeros((share.rows.shape[0], items.page.shape[0]), jnp.float32)
-    h: Array = lax.fori_loop(jnp.int32(0), jnp.int32(pl.cdiv(width, block)), add_block, zeros)
+def _shrink(x_ref: Ref, a_ref: Ref, layer: Array, share: _Share, ranks: _Ranks, step: Pass) -> Float[Array, "L Q"]:
+    """H = x A^T, in `step.sums` sums that do not wait for one another."""
+    width, stretch = x_ref.shape[2], step.block // step.sums
+
+    def add_block(turn: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        added = []
+        for place, h in enumerate(sums):
+            column = turn * step.block + (place * stretch + jnp.arange(stretch, dtype=jnp.int32))
+            inside = (column < width)[None, :]
+            x = plgpu.load(x_ref.at[share.tile, share.rows[:, None], column[None, :]], mask=inside, other=0)
+            added.append(h + _dot(x, _load_pages(a_ref, layer, ranks, column, inside).T))
+        return tuple(added)
+
+    zeros = jnp.zeros((share.rows.shape[0], ranks.page.shape[0]), jnp.float32)
+    turns = pl.cdiv(width, step.block)
+    sums = lax.fori_loop(jnp.int32(0), jnp.int32(turns), add_block, (zeros,) * step.sums)
+    h: Array = functools.reduce(operator.add, sums)
     return h
 
 
+def _look_up(tokens_ref: Ref, a_ref: Ref, share: _Share, ranks: _Ranks, step: Pass) -> Float[Array, "L Q"]:
+    """H = A's columns of the tokens."""
+    token = plgpu.load(tokens_ref.at[share.tile, share.rows])
+    known = (token >= 0) & (token < a_ref.shape[3])
+    columns = a_ref.at[0, ranks.page[None, :], ranks.rank[None, :], token[:, None]]
+    return plgpu.load(columns, mask=ranks.live[None, :] & known[:, None], other=0).astype(jnp.float32)
+
+
 def _expand(
-    b_ref: Ref, y_ref: Ref, layer: Array, share: _Share, h: Float[Array, "L R"], items: _Items, block: int
+    b_ref: Ref, y_ref: Ref, layer: Array | int, share: _Share, h: Float[Array, "L Q"], ranks: _Ranks, step: Pass
 ) -> None:
-    """Y += h B, for the share's columns."""
+    """Y += h B, in the program's share of y."""
     h = h.astype(b_ref.dtype)
 
     def add_block(turn: Array, _: None) -> None:
-        column = share.first + turn * block + jnp.arange(block, dtype=jnp.int32)
+        column = share.first + turn * step.block + jnp.arange(step.block, dtype=jnp.int32)
         inside = (column < share.end)[None, :]
-        b_at = b_ref.at[layer, items.page[:, None], items.rank[:, None], column[None, :]]
-        b = plgpu.load(b_at, mask=items.live[:, None] & inside, other=0)
-        y_at = y_ref.at[share.tile, share.rows[:, None], share.column + column[None, :]]
-        y = plgpu.load(y_at, mask=inside, other=0)
-        plgpu.store(y_at, (y.astype(jnp.float32) + _dot(h, b)).astype(y.dtype), mask=inside)
+        place = y_ref.at[share.tile, share.rows[:, None], share.column + column[None, :]]
+        y = plgpu.load(place, mask=inside, other=0)
+        added = y.astype(jnp.float32) + _dot(h, _load_pages(b_ref, layer, ranks, column, inside))
+        plgpu.store(place, added.astype(y.dtype), mask=inside)
 
-    turns = lax.div(share.end - share.first + (block - 1), jnp.int32(block))
+    turns = lax.div(share.end - share.first + (step.block - 1), jnp.int32(step.block))
     lax.fori_loop(jnp.int32(0), turns, add_block, None)
 
 
+def _load_pages(
+    ref: Ref, layer: Array | int, ranks: _Ranks, column: Int[Array, "I"], inside: Bool[Array, "1 I"]
+) -> Float[Array, "Q I"]:
+    """Columns of a pass' pages. Past the end they are masked, not clamped: a clamped one would be some other column."""
+    place = ref.at[layer, ranks.page[:, None], ranks.rank[:, None], column[None, :]]
+    loaded: Array = plgpu.load(place, mask=ranks.live[:, None] & inside, other=0)
+    return loaded
+
+
 def _dot(left: Array, right: Array) -> Array:
-    """In float32: products of bfloat16 are exact in it, those of float32 would lose bits without being told not to."""
+    """Summed in float32. Without being told otherwise, float32 itself would be rounded to TF32's 10 bits first."""
     precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else lax.Precision.DEFAULT
     return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)
