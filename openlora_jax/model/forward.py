@@ -114,7 +114,7 @@ def _attention(
     adapters: Adapters,
     kv: KvCache,
 ) -> tuple[Float[Array, "T L D"], KvCache]:
-    """What x becomes. Adapters add to the sum of x and the product, which XLA computes in one launch; here and below."""
+    """What x becomes. Here and below adapters add to the sum of x and the product, which XLA computes in one launch."""
     normed = _rms_norm(x, parameters.attention_norm[layer], config.rms_norm_eps)
     joined = ops.linear(normed, parameters.qkv, layer)
     if parameters.qkv_bias is not None:
