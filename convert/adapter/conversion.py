@@ -94,7 +94,7 @@ def _weights(source: Path) -> Path:
 
 def _base_name_warnings(path: Path, config: AdapterConfig, base: BaseManifest, strict: bool) -> list[str]:
     named = PurePath(config.base_model_name_or_path or "").name[:100]
-    if not named or named.lower() == _QUANTISED.sub("", base.source.lower()):
+    if not named or _QUANTISED.sub("", named.lower()) == _QUANTISED.sub("", base.source.lower()):
         return []
     problem = f"names the base model {named!r}, this base was made from {base.source!r}"
     if strict:

@@ -217,7 +217,9 @@ def test_one_zero_delta_is_a_warning_and_nothing_but_zeros_an_error(save: Save, 
         convert_adapter(save(tensors, lora_alpha=0), base)
 
 
-@pytest.mark.parametrize("name", ["someone/tiny-llama", "/home/x/Tiny-Llama", "tiny-llama", None, ""])
+@pytest.mark.parametrize(
+    "name", ["someone/tiny-llama", "/home/x/Tiny-Llama", "tiny-llama", "Tiny-Llama.Q4_1.gguf", None, ""]
+)
 def test_the_same_base_under_another_spelling(save: Save, base: BaseManifest, name: str | None) -> None:
     folder = save(lora(), base_model_name_or_path=name)
     assert convert_adapter(folder, base, strict_base=True).report["warnings"] == []
