@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from openlora_jax import LLM, SamplingParams
+from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
 from openlora_jax.engine.request import GenerateRequest, MixItem
@@ -99,6 +100,16 @@ def test_a_step_that_fails_takes_its_requests_and_no_later_one(
     with pytest.raises(EngineStopped, match="a step failed on the device"):
         tiny_llm.generate("hello", GREEDY, "one")
     assert tiny_llm.generate("hello", GREEDY, "one")[0].outputs == expected.outputs
+
+
+def test_adapters_come_mix_and_go_without_tracing_a_program_again(tiny_llm: LLM, tiny_store: Path) -> None:
+    """The fixture counts: a program that is traced again fails its step, and so its request."""
+    store = AdapterStore(tiny_store)
+    for rank, modules in ((1, ("o_proj",)), (17, MODULES), (64, ("q_proj", "down_proj"))):
+        install_synthetic(store, MODEL, DIGEST, {"visitor": rank}, rank=rank, modules=modules)
+        tiny_llm.generate(["hello"] * 3, GREEDY, ["visitor", None, {"one": 0.5, "visitor": -2.0}])
+        tiny_llm.score(["hello"] * 2, ["a", "b"], ["visitor", {"visitor": 0.1, "two": 1.0}])
+        store.remove("visitor")
 
 
 def test_digests_name_what_answered(tiny_llm: LLM) -> None:

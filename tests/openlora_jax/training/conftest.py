@@ -61,7 +61,6 @@ def loss(ops: Ops, parameters: Parameters) -> Loss:
 @pytest.fixture(scope="session")
 def training(ops: Ops, parameters: Parameters, examples: list[Example]) -> Training:
     """An adapter as trained, the losses, and the progress; in which no step was traced but the first of its width."""
-    chex.clear_trace_counter()
     seen: list[tuple[str, int, int]] = []
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "completion_loss", chex.assert_max_traces(completion_loss, n=2))
