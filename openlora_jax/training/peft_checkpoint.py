@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from openlora_jax.errors import CannotInstall
 from openlora_jax.staging import staged_directory
@@ -39,7 +39,9 @@ def write_peft(directory: Path, adapter: TrainedAdapter, recipe: Recipe, base_na
     try:
         with staged_directory(directory) as stage:
             (stage / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-            save_file(_tensors(adapter, recipe), stage / "adapter_model.safetensors", metadata={"format": "pt"})
+            # Not save_file, whose file is its owner's alone.
+            content = save(_tensors(adapter, recipe), metadata={"format": "pt"})
+            (stage / "adapter_model.safetensors").write_bytes(content)
     except OSError as error:
         raise CannotInstall(directory, os.strerror(error.errno) if error.errno else str(error)) from error
 
