@@ -7,8 +7,8 @@ keys and values serves them all. It walks the blocks that its tokens see, a span
     o[M, E] = softmax(s)[M, N] V[N, E]
 
 with the running softmax of Milakov and Gimelshein (2018, arXiv:1805.02867) in float32. Keys and values lie in the cache
-as the tensor cores take them. In a decode step of few rows several programs share a tile's positions, and XLA joins
-what they found (Flash-Decoding, Dao et al. 2023): no atomics, so the same sums every time.
+as the tensor cores take them. In a decode step of few rows several programs share a tile's positions, and a second
+launch joins what they found (Flash-Decoding, Dao et al. 2023): no atomics, so the same sums every time.
 
 No library serves this op. `jax.experimental.pallas.ops.gpu.paged_attention` is decode alone, wants one layer's keys and
 values as `[K, B, S, E]`, so that the layer would be cut out of the cache and turned over at every step, takes no head
@@ -64,7 +64,7 @@ def paged_attention(
     def paged_attention_kernel(*refs: Ref) -> None:
         _attend(config, *refs)
 
-    call = triton_call(
+    attend = triton_call(
         paged_attention_kernel,
         (
             jax.ShapeDtypeStruct((config.splits, *q.shape), q.dtype if config.splits == 1 else jnp.float32),
@@ -75,11 +75,14 @@ def paged_attention(
         stages=config.stages,
         interpret=interpret,
     )
-    output, logsum = call(jnp.asarray(layer, jnp.int32), table, start, length, q, *kv)
+    outputs, logsums = attend(jnp.asarray(layer, jnp.int32), table, start, length, q, *kv)
     if config.splits == 1:
-        whole: Array = output[0]
-        return whole
-    return jnp.sum(jax.nn.softmax(logsum, axis=0)[..., None] * output, axis=0).astype(q.dtype)
+        output: Array = outputs[0]
+    else:
+        shape = jax.ShapeDtypeStruct(q.shape, q.dtype)
+        join = triton_call(join_splits_kernel, shape, grid=q.shape[2::-1], warps=4, stages=1, interpret=interpret)
+        output = join(outputs, logsums)
+    return output
 
 
 class _Sums(NamedTuple):
@@ -154,6 +157,21 @@ def _add(sums: _Sums, scores: Float[Array, "M N"], values: Float[Array, "N E"]) 
         total=sums.total * shrink + jnp.sum(weights, axis=1),
         output=sums.output * shrink[:, None] + _dot(weights.astype(values.dtype), values),
     )
+
+
+def join_splits_kernel(outputs_ref: Ref, logsums_ref: Ref, output_ref: Ref) -> None:
+    """One query's output, from what its splits found: each counts by the sum of its weights."""
+    head, token, tile = (pl.program_id(axis) for axis in range(3))
+    splits, width = outputs_ref.shape[0], outputs_ref.shape[4]
+    split = jnp.arange(pl.next_power_of_2(splits), dtype=jnp.int32)
+    column = jnp.arange(pl.next_power_of_2(width), dtype=jnp.int32)
+    there, real = split < splits, column < width
+    logsum = plgpu.load(logsums_ref.at[split, tile, token, head], mask=there, other=-jnp.inf)
+    weights = jnp.exp(logsum - jnp.max(logsum))
+    place = (split[:, None], tile, token, head, column[None, :])
+    outputs = plgpu.load(outputs_ref.at[place], mask=there[:, None] & real[None, :], other=0)
+    output = jnp.sum(weights[:, None] * outputs, axis=0) / jnp.sum(weights)
+    plgpu.store(output_ref.at[tile, token, head, column], output.astype(output_ref.dtype), mask=real)
 
 
 def _dot(a: Float[Array, "M I"], b: Float[Array, "I N"]) -> Float[Array, "M N"]:

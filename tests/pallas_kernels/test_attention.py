@@ -166,9 +166,12 @@ def test_the_cut_is_one_that_tensor_cores_take(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("shape", KERNEL_SHAPES, ids=str)
-def test_cuda_gets_one_launch_that_takes_the_cache_whole(shape: Shape) -> None:
-    """The control slices a layer out, which on a device copies it."""
+def test_cuda_gets_the_cache_whole(shape: Shape) -> None:
+    """In one launch, and in one more that joins splits. The control slices a layer out, which on a device copies it."""
     tiles, kv = scene(shape, [0] * 3, [1] * 3)
+    launches = {"paged_attention_kernel": 1}
+    if config(tiles, cache(kv, shape.dtype)).splits > 1:
+        launches["join_splits_kernel"] = 1
     operands = tiles.q, cache(kv, shape.dtype), tiles.table, tiles.start, tiles.length
     first, second = np.asarray(0, np.int32), np.asarray(1, np.int32)
 
@@ -181,5 +184,5 @@ def test_cuda_gets_one_launch_that_takes_the_cache_whole(shape: Shape) -> None:
 
     for attention, touched in ((whole, False), (sliced, True)):
         lowered = lower_cuda(attention, *operands)
-        assert triton_kernels(lowered) == {"paged_attention_kernel": 1}
+        assert triton_kernels(lowered) == launches
         assert ("stablehlo.slice %arg1" in lowered.as_text()) == touched
