@@ -163,7 +163,14 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
         ),
         "tpu": _ITEMS,
     },
-    "embedding_lora": {"cpu": _COLUMNS, "interpret": _COLUMNS, "cuda": _COLUMNS, "tpu": _COLUMNS},
+    "embedding_lora": {
+        "cpu": _COLUMNS,
+        "interpret": Implementation("pallas_triton", partial(lora_triton.embedding_lora, interpret=True), _INTERPRETED),
+        "cuda": Implementation(
+            "pallas_triton", lora_triton.embedding_lora, "one launch that looks up columns of A", _needs_tensor_cores
+        ),
+        "tpu": _COLUMNS,
+    },
     "kv_write": {"cpu": _SLICES, "interpret": _SLICES, "cuda": _SCATTER, "tpu": _SCATTER},
     "paged_attention": {
         "cpu": _BLOCKS,

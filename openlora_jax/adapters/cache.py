@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Literal, Protocol, runtime_checkable
 
-from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, HostCache
+from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, HostCache, StagedPages
 from openlora_jax.adapters.loader import STOPPED, Loader
 from openlora_jax.adapters.pages import AdapterPages, shortage
 from openlora_jax.adapters.registry import Registration
@@ -55,8 +55,8 @@ class AdapterSource(Protocol):
 class PagePool(Protocol):
     """Where pages are written to; `AdapterPool` is one."""
 
-    def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> AdapterTensors: ...
-    def write(self, pages: AdapterPages, tensors: AdapterTensors) -> None: ...
+    def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> StagedPages: ...
+    def write(self, pages: AdapterPages, staged: StagedPages) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -367,7 +367,7 @@ class AdapterCache:
     def _write(self, residence: Residence, adapter: HostAdapter) -> bool:
         """Dispatches a page write. Only this thread gives pages away, so they are still this residence's own."""
         try:
-            self._pool.write(residence.pages or {}, adapter.tensors)
+            self._pool.write(residence.pages or {}, adapter.pages)
         except (MemoryError, RuntimeError) as error:  # the device ran out of memory, as JAX reports it
             with self._lock:
                 self._residency.fail(residence, f"its pages could not be written: {error}")

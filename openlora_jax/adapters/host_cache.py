@@ -1,26 +1,31 @@
 """Adapters in host memory, bounded in bytes: least recently used ones leave, unless a request waits for them."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openlora_jax.arrays import AnyArray
+
 AdapterTensors = Mapping[str, NDArray[np.generic]]
 """An adapter's arrays, scale in B: `MODULE.A` `[layers, pages, 16, d_in]`, `MODULE.B` `[layers, pages, 16, d_out]`."""
+
+StagedPages = Mapping[str, Sequence[AnyArray]]
+"""The same, each array page by page as a write takes them: `[layers, 16, width]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostAdapter:
-    """An adapter ready to be written: module name -> its pages, and its arrays."""
+    """An adapter ready to be written: module name -> how many pages it has, and the pages."""
 
     counts: Mapping[str, int]
-    tensors: AdapterTensors
+    pages: StagedPages
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(page.nbytes for pages in self.pages.values() for page in pages)
 
 
 class HostCache:

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from openlora_jax.adapters.cache import AdapterCache, Lease
-from openlora_jax.adapters.host_cache import AdapterTensors
+from openlora_jax.adapters.host_cache import AdapterTensors, StagedPages
 from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.adapters.registry import Registration
 
@@ -67,15 +67,15 @@ class FakePool:
     contents: dict[tuple[str, int], float] = field(default_factory=dict)
     error: Exception | None = None
 
-    def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> AdapterTensors:
-        return tensors
+    def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> StagedPages:
+        return {name: list(tensor) for name, tensor in tensors.items()}
 
-    def write(self, pages: AdapterPages, tensors: AdapterTensors) -> None:
+    def write(self, pages: AdapterPages, staged: StagedPages) -> None:
         if self.error:
             raise self.error
         for module, ids in pages.items():
             for source, page in enumerate(ids):
-                self.contents[module, page] = float(tensors[module][source, 0])
+                self.contents[module, page] = float(staged[module][source][0])
 
 
 @dataclass

@@ -15,4 +15,4 @@ def poison_free(pool: AdapterPool, owned: Iterable[AdapterPages]) -> None:
         used = {ZERO_PAGE, *(page for pages in kept for page in pages.get(module, ()))}
         free = tuple(page for page in range(a.shape[1]) if page not in used)
         nans = {f"{module}.{side}": np.full_like(x[:, : len(free)], np.nan) for side, x in (("A", a), ("B", b))}
-        pool.write({module: free}, nans)
+        pool.write({module: free}, pool.stage({module: len(free)}, nans))

@@ -5,7 +5,7 @@ from openlora_jax.adapters.host_cache import HostAdapter, HostCache
 
 
 def adapter(nbytes: int) -> HostAdapter:
-    return HostAdapter({"q_proj": 1}, {"q_proj.A": np.zeros(nbytes, np.int8)})
+    return HostAdapter({"q_proj": 1}, {"q_proj.A": [np.zeros(nbytes, np.int8)]})
 
 
 def filled(*digests: str, held: str = "") -> HostCache:

@@ -1,15 +1,18 @@
 """Page writes on the device. One tiny base model; every array is random, so that a misplaced page shows."""
 
+import re
 from dataclasses import replace
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 from numpy.typing import NDArray
 
 from openlora_jax.adapters.modules import MODULES, PAGE_RANK
-from openlora_jax.adapters.pool import AdapterPool
+from openlora_jax.adapters.pool import AdapterPool, _write_staged_page, pinned_memory
 from openlora_jax.adapters.synthetic import synthetic_tensors
 from tests.openlora_jax.tiny import MODEL
 
@@ -28,8 +31,18 @@ CAPACITIES = dict.fromkeys(MODULES, 6)
 Tensors = dict[str, NDArray[np.generic]]
 
 
-def make_pool(dtype: str = "float32") -> AdapterPool:
-    return AdapterPool.create(CONFIG, CAPACITIES, jnp.dtype(dtype))
+EVERY_STAGING = pytest.mark.parametrize("pinned", [False, True], ids=["as read", "pinned"])
+
+
+def make_pool(dtype: str = "float32", *, pinned: bool = False) -> AdapterPool:
+    """A pinned one does with a CPU, whose memories have the same names, what it does with a GPU."""
+    pool = AdapterPool.create(CONFIG, CAPACITIES, jnp.dtype(dtype))
+    staging = SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host") if pinned else None
+    return AdapterPool(pool._shapes, pool.arrays, staging)
+
+
+def write(pool: AdapterPool, pages: dict[str, tuple[int, ...]], tensors: Tensors) -> None:
+    pool.write(pages, pool.stage({module: len(ids) for module, ids in pages.items()}, tensors))
 
 
 def make_adapter(seed: int, counts: dict[str, int], dtype: str = "float32") -> Tensors:
@@ -50,19 +63,19 @@ def test_a_fresh_pool_is_zeros_of_the_module_shapes() -> None:
     assert all(not np.any(a) and not np.any(b) for a, b in snapshot(pool).values())
 
 
-@pytest.mark.parametrize("staged", [True, False])
+@EVERY_STAGING
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
     ("stored", "pool_dtype"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")]
 )
 def test_a_write_puts_each_page_where_it_belongs_and_touches_no_other(
-    staged: bool, count: int, stored: str, pool_dtype: str
+    pinned: bool, count: int, stored: str, pool_dtype: str
 ) -> None:
     counts = {"q_proj": count, "embed_tokens": count}
     tensors = make_adapter(1, counts, stored)
-    pool = make_pool(pool_dtype)
+    pool = make_pool(pool_dtype, pinned=pinned)
     pages = {"q_proj": (4, 2, 5)[:count], "embed_tokens": (1, 3, 2)[:count]}
-    pool.write(pages, pool.stage(counts, tensors) if staged else tensors)
+    write(pool, pages, tensors)
     for module, arrays in snapshot(pool).items():
         owned = list(pages.get(module, ()))
         others = [page for page in range(6) if page not in owned]
@@ -77,15 +90,17 @@ def test_a_write_puts_each_page_where_it_belongs_and_touches_no_other(
 def test_a_former_owner_leaves_no_residue() -> None:
     fresh, used = make_pool(), make_pool()
     x = synthetic_tensors(CONFIG, ["q_proj"], 3, 1)  # the page's other 13 ranks are zeros, which must overwrite
-    used.write({"q_proj": (1,), "v_proj": (1, 2)}, make_adapter(2, {"q_proj": 1, "v_proj": 2}))
+    write(used, {"q_proj": (1,), "v_proj": (1, 2)}, make_adapter(2, {"q_proj": 1, "v_proj": 2}))
     for pool in (fresh, used):
-        pool.write({"q_proj": (1,)}, x)
+        write(pool, {"q_proj": (1,)}, x)
     for left, right in zip(fresh.arrays["q_proj"], used.arrays["q_proj"], strict=True):
         assert np.array(left).tobytes() == np.array(right).tobytes()
 
 
-def test_no_write_compiles_after_the_start(caplog: pytest.LogCaptureFixture) -> None:
-    pool = AdapterPool.create(CONFIG, dict.fromkeys(MODULES, 7), jnp.dtype("float32"))
+@EVERY_STAGING
+def test_no_write_compiles_after_the_start(caplog: pytest.LogCaptureFixture, pinned: bool) -> None:
+    jax.clear_caches()
+    pool = make_pool(pinned=pinned)
     with jax.log_compiles():
         pool.compile()
         assert "Compiling" in caplog.text
@@ -93,24 +108,26 @@ def test_no_write_compiles_after_the_start(caplog: pytest.LogCaptureFixture) -> 
         for dtype in ("float32", "bfloat16"):
             for count in (1, 2, 4):
                 counts = dict.fromkeys(MODULES, count)
-                tensors = pool.stage(counts, make_adapter(count, counts, dtype))
-                pool.write(dict.fromkeys(MODULES, tuple(range(1, count + 1))), tensors)
+                tensors = make_adapter(count, counts, dtype)
+                write(pool, dict.fromkeys(MODULES, tuple(range(1, count + 1))), tensors)
     assert "Compiling" not in caplog.text
 
 
-def test_a_write_is_in_place() -> None:
-    pool = make_pool()
+@EVERY_STAGING
+def test_a_write_is_in_place(pinned: bool) -> None:
+    pool = make_pool(pinned=pinned)
     before = [side.unsafe_buffer_pointer() for side in pool.arrays["q_proj"]]
-    pool.write({"q_proj": (1, 2)}, make_adapter(1, {"q_proj": 2}))
+    write(pool, {"q_proj": (1, 2)}, make_adapter(1, {"q_proj": 2}))
     assert [side.unsafe_buffer_pointer() for side in pool.arrays["q_proj"]] == before
 
 
-def test_a_step_dispatched_before_a_write_reads_the_old_page() -> None:
-    pool = make_pool()
+@EVERY_STAGING
+def test_a_step_dispatched_before_a_write_reads_the_old_page(pinned: bool) -> None:
+    pool = make_pool(pinned=pinned)
     tensors = make_adapter(1, {"q_proj": 1})
-    pool.write({"q_proj": (1,)}, tensors)
+    write(pool, {"q_proj": (1,)}, tensors)
     old = jnp.sin(pool.arrays["q_proj"][0][:, 1])
-    pool.write({"q_proj": (1,)}, make_adapter(2, {"q_proj": 1}))
+    write(pool, {"q_proj": (1,)}, make_adapter(2, {"q_proj": 1}))
     np.testing.assert_allclose(old, np.sin(tensors["q_proj.A"][:, 0]), rtol=1e-5)
 
 
@@ -119,8 +136,32 @@ def test_staging_lays_each_page_out_in_one_piece() -> None:
     tensors = make_adapter(1, counts)
     staged = make_pool().stage(counts, tensors)
     for name, tensor in tensors.items():
-        np.testing.assert_array_equal(staged[name], tensor)
-        assert staged[name][:, 1].flags.c_contiguous
+        np.testing.assert_array_equal(np.stack(staged[name], axis=1), tensor)
+        assert all(isinstance(page, np.ndarray) and page.flags.c_contiguous for page in staged[name])
+
+
+def test_staging_for_a_device_with_memory_of_its_own_is_pinned() -> None:
+    staged = make_pool(pinned=True).stage({"q_proj": 2}, make_adapter(1, {"q_proj": 2}))
+    pages = [page for pages in staged.values() for page in pages]
+    assert len(pages) == 4
+    assert {cast(jax.Array, page).sharding.memory_kind for page in pages} == {"pinned_host"}
+
+
+def test_a_cpu_has_its_pages_at_hand() -> None:
+    (device, *_) = jax.devices()
+    assert "pinned_host" in {memory.kind for memory in device.addressable_memories()}
+    assert pinned_memory(device) is None
+
+
+def test_a_gpu_copies_out_of_pinned_memory_by_itself() -> None:
+    """As lowered for one: the pages come in pinned memory, the copy is in the program, and the pool is written over."""
+    pool = make_pool(pinned=True)
+    staged = pool.stage({"q_proj": 1}, make_adapter(1, {"q_proj": 1}))
+    operands = (*pool.arrays["q_proj"], np.int32(1), staged["q_proj.A"][0], staged["q_proj.B"][0])
+    program = _write_staged_page.trace(*operands).lower(lowering_platforms=("cuda",)).as_text()
+    assert program.count('mhlo.memory_kind = "pinned_host"') == 2
+    assert program.count('_xla_buffer_placement = "device"') == 2
+    assert len(re.findall(r"tf.aliasing_output = [01]", program)) == 2
 
 
 @pytest.mark.parametrize(
