@@ -1,14 +1,11 @@
 """The table and the JSON of `bench throughput`."""
 
-import os
-import platform
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 from rich.table import Table
 
-from openlora_jax import __version__
+from openlora_jax.bench.machine import machine, versions
 from openlora_jax.bench.samples import Samples
 from openlora_jax.bench.throughput import BASE_ONLY, Results, Workload
 from openlora_jax.llm import LLM
@@ -22,9 +19,8 @@ def setup(llm: LLM, workload: Workload, peer: str | None) -> dict[str, Any]:
         "engine": llm.config.model_dump(),
         "backend": llm.backend,
         "peer": peer,
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {"openlora-jax": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
+        "machine": machine(),
+        "versions": versions(),
     }
 
 
@@ -73,11 +69,3 @@ def _summary(samples: Samples) -> str:
 
 def _ratio(samples: Samples, other: Samples) -> str:
     return f"{samples.ratio(other):.2f}"
-
-
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

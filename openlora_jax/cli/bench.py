@@ -2,16 +2,21 @@
 
 import json
 import tempfile
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from openlora_jax.cli.generate import BackendOption
+from openlora_jax.config import Dtype
 
 if TYPE_CHECKING:
     from openlora_jax.bench.throughput import Peer
+
+ShapeName = Literal["smollm2", "llama-3.1-8b"]
 
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 
@@ -36,7 +41,7 @@ def throughput(
 ) -> None:
     """Tokens per second base-only, with one adapter, and with several; a decode step over its matrix products."""
     from openlora_jax.adapters.manifest import MAX_RANK
-    from openlora_jax.bench import report
+    from openlora_jax.bench import machine, report
     from openlora_jax.bench.throughput import Workload, install_adapters, measure, settings
     from openlora_jax.cli.loading import load
     from openlora_jax.cli.progress import shown_progress
@@ -59,11 +64,68 @@ def throughput(
             results = measure(llm, workload, other, progress)
             setup = report.setup(llm, workload, other.name if other else None)
     console = Console()
-    machine, versions = setup["machine"], setup["versions"]
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; jax {versions['jax']}, python {versions['python']}")
+    console.print(machine.line(setup["machine"], setup["versions"]))
     console.print(report.table(results, workload, setup["peer"]))
-    if json_file:
-        json_file.write_text(json.dumps({"setup": setup, "results": report.as_json(results)}, indent=2) + "\n")
+    _write(json_file, setup, report.as_json(results))
+
+
+@app.command()
+def kernels(
+    shape: Annotated[ShapeName | None, typer.Option(help="The model's sizes.", show_default=False)] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of all operands.", show_default=False)] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of a decode step.", show_default=False)] = None,
+    ranks: Annotated[
+        str | None, typer.Option(help="Of the adapters, the most popular one's first.", show_default=False)
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="Modules with LoRA, of qkv,o,gate_up,down.", show_default=False)
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Samples of each.", show_default=False)] = None,
+    backend: BackendOption = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write setup and samples here.")] = None,
+) -> None:
+    """Each op as a backend runs it, checked, beside XLA's plain forms of it and the floor of the device.
+
+    By default the sizes are a minute's work for a CPU, and a server's for a GPU. What fails or is wrong is not timed,
+    and the status is 1.
+    """
+    import jax
+
+    from openlora_jax.adapters.manifest import MAX_RANK
+    from openlora_jax.bench.kernels import report
+    from openlora_jax.bench.kernels.devices import peak
+    from openlora_jax.bench.kernels.measure import measure
+    from openlora_jax.bench.kernels.workload import GROUPS, Workload
+    from openlora_jax.cli.progress import shown_progress
+    from openlora_jax.llm import resolve_ops
+
+    asked: dict[str, Any] = {
+        "shape": shape,
+        "dtype": dtype,
+        "rows": rows,
+        "ranks": ranks and _numbers("--ranks", ranks, 1, MAX_RANK),
+        "groups": groups and _names("--groups", groups, GROUPS),
+        "rounds": rounds,
+    }
+    ops, device = resolve_ops(backend or "auto"), jax.devices()[0]
+    workload = replace(Workload.default(device.platform), **{key: value for key, value in asked.items() if value})
+    with shown_progress("the device's limits") as progress:
+        limits = peak(device, workload.dtype)
+        results = measure(workload, ops, limits, progress)
+    setup = report.setup(workload, ops, device, limits)
+    console = Console()
+    console.print(report.heading(setup))
+    console.print(report.table(results, ops.backend))
+    _write(json_file, setup, report.as_json(results))
+    problems = report.problems(results)
+    for problem in problems:
+        typer.echo(f"openlora: {problem}", err=True)
+    raise typer.Exit(1 if problems else 0)
+
+
+def _write(file: Path | None, setup: dict[str, Any], results: Any) -> None:
+    if file:
+        file.write_text(json.dumps({"setup": setup, "results": results}, indent=2) + "\n")
 
 
 def _peer(name: str | None, base: Path, adapters: tuple[int, ...], ranks: tuple[int, ...]) -> "Peer | None":
@@ -85,3 +147,10 @@ def _numbers(option: str, text: str, least: int, most: int) -> tuple[int, ...]:
         problem = f"{text!r} is not a list of whole numbers from {least} to {most}, like 1,16"
         raise typer.BadParameter(problem, param_hint=option)
     return numbers
+
+
+def _names(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(known)}", param_hint=option)
+    return names

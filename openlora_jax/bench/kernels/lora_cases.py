@@ -1,0 +1,111 @@
+"""Cases of `lora` and `embedding_lora`."""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
+from openlora_jax.bench.kernels import peers
+from openlora_jax.bench.kernels.case import CALLS, Case, Step, layers_beyond, normal
+from openlora_jax.bench.kernels.work_lists import distinct_pages, pool_pages, work_lists
+from openlora_jax.bench.kernels.workload import GROUPS, MIXES, Workload
+from pallas_kernels.layers import LayerIndex, unrolled
+from pallas_kernels.lora import reference
+from pallas_kernels.lora.api import EmbeddingLora, Lora, PagePair, WorkList
+from pallas_kernels.registry import Ops
+
+Operands = tuple[Array, tuple[PagePair, ...], WorkList]
+EmbeddingOperands = tuple[PagePair, tuple[tuple[Array, WorkList], ...]]
+
+
+def lora_cases(workload: Workload, ops: Ops, cache: int, kind: str, group: str) -> Iterator[Case]:
+    """One for each mix, all on the same pools; `kind` is decode or prefill."""
+    tiles, tokens = workload.tiles(kind)
+    shapes = [module_shapes(workload.model)[module] for module in GROUPS[group]]
+    d_in, d_out, itemsize = shapes[0].d_in, sum(shape.d_out for shape in shapes), jnp.dtype(workload.dtype).itemsize
+    page_elements = PAGE_RANK * (len(shapes) * d_in + d_out)
+    pages = pool_pages(workload, tiles)
+    layers = layers_beyond(cache, pages * page_elements * itemsize, workload.model.num_layers)
+    pools = tuple(_pool(seed, (layers, pages), d_in, shape.d_out, workload) for seed, shape in enumerate(shapes))
+    x = normal(100, (tiles, tokens, d_in), workload.dtype)
+    y = normal(101, (tiles, tokens, d_out), workload.dtype)
+    for mix, adapters_of in MIXES.items():
+        adapters = adapters_of(tiles)
+        lists = work_lists(workload, adapters, len(shapes))
+        items, read = sum(map(workload.pages, adapters)), distinct_pages(workload, adapters)
+        yield Case(
+            op=f"lora {kind}, {group}",
+            mix=mix,
+            operands=tuple((x, pools, work) for work in lists),
+            carry=y,
+            calls=layers,
+            over_layers=ops.over_layers,
+            reference=_step(reference.lora),
+            steps={
+                ops.chosen["lora"].name: _step(ops.lora),
+                "gather": _step(peers.gather_lora),
+                "one-hot": _step(peers.one_hot_lora),
+            },
+            nbytes=itemsize * (read * page_elements + x.size + 2 * y.size),
+            footprint=itemsize * layers * min(len(lists) * read, pages) * page_elements,
+            operations=2 * items * tokens * page_elements,
+        )
+
+
+def embedding_lora_cases(workload: Workload, ops: Ops) -> Iterator[Case]:
+    """One for each mix, in decode; each call has tokens and pages of its own, since there is but one layer."""
+    tiles, tokens = workload.tiles("decode")
+    shape, itemsize = module_shapes(workload.model)["embed_tokens"], jnp.dtype(workload.dtype).itemsize
+    pages = pool_pages(workload, tiles)
+    pool = _pool(0, (1, pages), shape.d_in, shape.d_out, workload)
+    y = normal(101, (tiles, tokens, shape.d_out), workload.dtype)
+    generator = np.random.default_rng(1)
+    ids = [jnp.asarray(generator.integers(0, shape.d_in, (tiles, tokens)), jnp.int32) for _ in range(CALLS)]
+    for mix, adapters_of in MIXES.items():
+        adapters = adapters_of(tiles)
+        lists = work_lists(workload, adapters, 1)
+        items, read = sum(map(workload.pages, adapters)), distinct_pages(workload, adapters)
+        yield Case(
+            op="embedding lora decode",
+            mix=mix,
+            operands=((pool, tuple((ids[call], lists[call % len(lists)]) for call in range(CALLS))),),
+            carry=y,
+            calls=CALLS,
+            over_layers=unrolled,
+            reference=_embedding_step(reference.embedding_lora),
+            steps={
+                ops.chosen["embedding_lora"].name: _embedding_step(ops.embedding_lora),
+                "gather": _embedding_step(peers.gather_embedding_lora),
+                "one-hot": _embedding_step(peers.one_hot_embedding_lora),
+            },
+            nbytes=itemsize * (PAGE_RANK * (items * tokens + read * shape.d_out) + 2 * y.size),
+            footprint=itemsize * PAGE_RANK * (CALLS * items * tokens + min(len(lists) * read, pages) * shape.d_out),
+            operations=2 * items * tokens * PAGE_RANK * shape.d_out,
+        )
+
+
+def _pool(seed: int, pages: tuple[int, int], d_in: int, d_out: int, workload: Workload) -> PagePair:
+    """Random pages, whose products are about as large as what they are added to."""
+    return (
+        normal(2 * seed, (*pages, PAGE_RANK, d_in), workload.dtype, d_in**-0.5),
+        normal(2 * seed + 1, (*pages, PAGE_RANK, d_out), workload.dtype, PAGE_RANK**-0.5),
+    )
+
+
+def _step(lora: Lora) -> Step:
+    def step(operands: Operands, layer: LayerIndex, y: Array) -> Array:
+        x, pools, work = operands
+        return lora(x, y, pools, layer, work, tuple(range(len(pools))))
+
+    return step
+
+
+def _embedding_step(embedding_lora: EmbeddingLora) -> Step:
+    def step(operands: EmbeddingOperands, layer: LayerIndex, y: Array) -> Array:
+        pool, calls = operands
+        tokens, work = calls[int(layer)]
+        return embedding_lora(tokens, y, pool, work, 0)
+
+    return step
