@@ -4,22 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from openlora_jax.adapters.modules import module_shapes
+from openlora_jax.adapters.modules import module_name, module_shapes
 from openlora_jax.model.config import ModelConfig
 
 Factor = Literal["A", "B"]
 
 PREFIX = "base_model.model."
 
-_PARENTS = {
-    "q_proj": "self_attn",
-    "k_proj": "self_attn",
-    "v_proj": "self_attn",
-    "o_proj": "self_attn",
-    "gate_proj": "mlp",
-    "up_proj": "mlp",
-    "down_proj": "mlp",
-}
 _LINEAR: Mapping[str, Factor] = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _EMBEDDING: Mapping[str, Factor] = {".lora_embedding_A": "A", ".lora_embedding_B": "B"}
 
@@ -58,7 +49,7 @@ def targets(config: ModelConfig) -> dict[str, tuple[Target, Factor]]:
     for module, shape in module_shapes(config).items():
         suffixes = _EMBEDDING if module == "embed_tokens" else _LINEAR
         for layer in range(shape.layers):
-            target = Target(module, layer, _name(module, layer))
+            target = Target(module, layer, module_name(module, layer))
             for suffix, factor in suffixes.items():
                 found[f"{PREFIX}{target.name}{suffix}"] = (target, factor)
     return found
@@ -76,9 +67,3 @@ def foreign_feature(key: str) -> str | None:
     if key.endswith((*_LINEAR, *_EMBEDDING)):
         return None
     return next((feature for suffix, feature in FOREIGN.items() if key.endswith(suffix)), None)
-
-
-def _name(module: str, layer: int) -> str:
-    if module == "lm_head":
-        return module
-    return f"model.layers.{layer}.{_PARENTS[module]}.{module}" if module in _PARENTS else f"model.{module}"

@@ -3,20 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convert.adapter.layers import Layer, Layers
-from openlora_jax.adapters.artifact import DTYPES, Tensor
+from openlora_jax.adapters.artifact import Tensor
+from openlora_jax.adapters.factors import F32, Stack
 from openlora_jax.adapters.manifest import LowRank
-from openlora_jax.adapters.modules import MODULES, PAGE_RANK, ModuleShape
+from openlora_jax.adapters.modules import MODULES, ModuleShape
 from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.safetensors_file import SafetensorsFile
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,7 @@ def stack_layers(file: SafetensorsFile, found: Layers, shapes: Mapping[str, Modu
     problems = _tie_problems(file, found.tied) if found.tied else []
     ordered = sorted(found.layers, key=lambda layer: MODULES.index(layer.target.module))
     for module, group in groupby(ordered, key=lambda layer: layer.target.module):
-        _stack_module(file, module, list(group), shapes[module], DTYPES[dtype], stacked, problems)
+        _stack_module(file, module, list(group), shapes[module], dtype, stacked, problems)
     if problems:
         raise BadCheckpoint(file.path, *problems)
     if not any(stacked.norms.values()):
@@ -67,28 +64,23 @@ def _stack_module(
     module: str,
     layers: list[Layer],
     shape: ModuleShape,
-    dtype: np.dtype[Any],
+    dtype: Dtype,
     stacked: Stacked,
     problems: list[str],
 ) -> None:
-    size = LowRank(layers=shape.layers, d_in=shape.d_in, d_out=shape.d_out, rank=max(layer.rank for layer in layers))
-    ranks = size.pages * PAGE_RANK
-    a = np.zeros((shape.layers, ranks, shape.d_in), dtype)
-    b = np.zeros((shape.layers, ranks, shape.d_out), dtype)
+    stack = Stack(shape, max(layer.rank for layer in layers), dtype)
     squares = 0.0
     for layer in layers:
-        layer_a, layer_b = _factors(file, layer)
-        squares += _squared_norm(layer_a, layer_b)
-        with np.errstate(over="ignore"):
-            a[layer.target.layer, : layer.rank] = layer_a.astype(dtype)
-            b[layer.target.layer, : layer.rank] = layer_b.astype(dtype)
-        for key, values in ((layer.a, a), (layer.b, b)):
-            if not np.isfinite(values[layer.target.layer].astype(np.float32)).all():
-                problems.append(f"tensor {key}: holds NaN or an infinity, or too large a value as scaled {dtype}")
-    stacked.modules[module] = size
+        a, b = _factors(file, layer)
+        squares += _squared_norm(a, b)
+        keys = {"A": layer.a, "B": layer.b}
+        problems += [
+            f"tensor {keys[side]}: holds NaN or an infinity, or too large a value as scaled {dtype}"
+            for side in stack.put(layer.target.layer, a, b, layer.scale)
+        ]
+    stacked.modules[module] = stack.size
     stacked.norms[module] = squares**0.5
-    stacked.tensors[f"{module}.A"] = a.reshape(shape.layers, size.pages, PAGE_RANK, shape.d_in)
-    stacked.tensors[f"{module}.B"] = b.reshape(shape.layers, size.pages, PAGE_RANK, shape.d_out)
+    stacked.tensors.update(stack.tensors(module))
 
 
 def _factors(file: SafetensorsFile, layer: Layer) -> tuple[F32, F32]:

@@ -47,7 +47,7 @@ def artifact_digest(manifest: Manifest, tensors: Tensors) -> str:
         ValueError: `tensors` is not what `manifest` states.
     """
     _check(manifest, tensors)
-    return content_digest(manifest.model_dump(), tensors)
+    return content_digest(manifest.to_fields(), tensors)
 
 
 def write_artifact(folder: Path, manifest: Manifest, tensors: Tensors) -> None:
@@ -58,7 +58,7 @@ def write_artifact(folder: Path, manifest: Manifest, tensors: Tensors) -> None:
         OSError: the disk is full, or cannot be written.
     """
     _check(manifest, tensors)
-    (folder / _MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=2) + "\n")
+    (folder / _MANIFEST).write_text(json.dumps(manifest.to_fields(), indent=2) + "\n")
     checkpoint = epath.Path(folder / _TENSORS)
     checkpoint.mkdir()
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)

@@ -1,11 +1,12 @@
 """What an adapter's artifact holds, without its numbers: enough to count pages and bytes before a tensor is read."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from openlora_jax.adapters.modules import MODULES, PAGE_RANK, ModuleShape
+from openlora_jax.adapters.recipe import Digest, Recipe
 from openlora_jax.config import Dtype
 
 MAX_RANK = 256
@@ -13,8 +14,21 @@ MAX_RANK = 256
 
 ITEMSIZE: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2}
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
+
+
+class Origin(BaseModel):
+    """The factors of a module as they were before they were padded and scaled, which methods of merging depend on.
+
+    Attributes:
+        ranks: of each layer; 0 where it is not targeted.
+        scales: what was folded into each layer's B; 0 where it is not targeted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    ranks: list[Annotated[int, Field(ge=0, le=MAX_RANK)]]
+    scales: list[Annotated[float, Field(allow_inf_nan=False)]]
 
 
 class LowRank(BaseModel):
@@ -22,6 +36,7 @@ class LowRank(BaseModel):
 
     Attributes:
         rank: the largest rank of any layer; a layer of less is zero-padded, a layer that is not targeted is all zeros.
+        origin: None where it was not recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -30,6 +45,14 @@ class LowRank(BaseModel):
     d_in: Size
     d_out: Size
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
+    origin: Origin | None = None
+
+    @model_validator(mode="after")
+    def _of_every_layer(self) -> "LowRank":
+        origin = self.origin
+        if origin and not (len(origin.ranks) == len(origin.scales) == self.layers and max(origin.ranks) == self.rank):
+            raise ValueError("origin must have a scale and a rank of every layer, and the largest rank is the module's")
+        return self
 
     @property
     def pages(self) -> int:
@@ -49,6 +72,7 @@ class Manifest(BaseModel):
         base_digest: of the base checkpoint that the adapter's shapes were checked against.
         dtype: of every tensor.
         modules: the targeted modules, by name.
+        recipe: of what the adapter was merged; None if it was trained.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -57,6 +81,7 @@ class Manifest(BaseModel):
     base_digest: Digest
     dtype: Dtype
     modules: Annotated[dict[str, LowRank], Field(min_length=1)]
+    recipe: Recipe | None = None
 
     @field_validator("modules")
     @classmethod
@@ -85,6 +110,10 @@ class Manifest(BaseModel):
         """Bytes of all tensors together."""
         elements = sum(pages * self.modules[module].shape.page_elements for module, pages in self.pages.items())
         return elements * ITEMSIZE[self.dtype]
+
+    def to_fields(self) -> dict[str, Any]:
+        """As JSON has it; what is None is left out."""
+        return self.model_dump(exclude_none=True)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> "Manifest":

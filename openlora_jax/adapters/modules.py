@@ -21,6 +21,17 @@ MODULES = (
 """Every targetable module, in the order that pools and work lists are stored in."""
 
 
+_PARENTS = {
+    "q_proj": "self_attn",
+    "k_proj": "self_attn",
+    "v_proj": "self_attn",
+    "o_proj": "self_attn",
+    "gate_proj": "mlp",
+    "up_proj": "mlp",
+    "down_proj": "mlp",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleShape:
     """The size of one module: `layers` copies of a `d_in -> d_out` product (embedding and head exist once)."""
@@ -49,3 +60,10 @@ def module_shapes(config: ModelConfig) -> dict[str, ModuleShape]:
         "embed_tokens": ModuleShape(1, config.vocab_size, hidden),
         "lm_head": ModuleShape(1, hidden, config.vocab_size),
     }
+
+
+def module_name(module: str, layer: int) -> str:
+    """The full name of one module of one layer in a Hugging Face model; embedding and head have the layer 0 alone."""
+    if module == "lm_head":
+        return module
+    return f"model.layers.{layer}.{_PARENTS[module]}.{module}" if module in _PARENTS else f"model.{module}"

@@ -42,9 +42,11 @@ def inspect(name: NameArgument, store: StoreOption, as_json: JsonOption = False)
     digest = opened.resolve(name)
     manifest = opened.manifest(digest)
     if as_json:
-        typer.echo(json.dumps({"name": name, "digest": digest, **manifest.model_dump()}, indent=2))
+        typer.echo(json.dumps({"name": name, "digest": digest, **manifest.to_fields()}, indent=2))
         return
     typer.echo(f"{name}\ndigest {digest}\nbase   {manifest.base_digest}\ndtype  {manifest.dtype}")
+    if manifest.recipe:
+        typer.echo(f"merged {json.dumps(manifest.recipe.model_dump(exclude_none=True))}")
     table = Table("module", "rank", "pages", "layers", "in", "out")
     for module in manifest.pages:
         size = manifest.modules[module]

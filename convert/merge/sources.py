@@ -1,0 +1,81 @@
+"""The adapters that take part in a merge, read from a store, and what they must have in common."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from openlora_jax.adapters.artifact import Tensor
+from openlora_jax.adapters.factors import Factors, layer_factors
+from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.errors import InvalidRequest
+
+
+class Weighted(NamedTuple):
+    """An adapter by name, and the weight of its delta."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An adapter in host memory, as content: `digest` is what `name` stood for when it was read."""
+
+    name: str
+    weight: float
+    digest: str
+    manifest: Manifest
+    tensors: Mapping[str, Tensor]
+
+    def factors(self, module: str, layer: int) -> Factors | None:
+        """What it has for one module of one layer, if anything."""
+        return layer_factors(self.manifest, self.tensors, module, layer)
+
+
+def read_sources(store: AdapterStore, members: Sequence[Weighted], base_digest: str | None = None) -> list[Source]:
+    """Reads every member, after all that can be said without its numbers has been checked.
+
+    Args:
+        store: that knows the members.
+        members: by name.
+        base_digest: of the base that all must be for; by default that of the first.
+
+    Raises:
+        InvalidRequest: no member, one of them twice, a weight that is not finite, or adapters of different bases.
+        UnknownAdapter: a name that the store does not know.
+        BadCheckpoint: a damaged artifact.
+    """
+    digests = {member.name: store.resolve(member.name) for member in members}
+    _check_members(members, digests)
+    manifests = {name: store.manifest(digest) for name, digest in digests.items()}
+    _check_bases(manifests, base_digest)
+    return [Source(*member, digests[member.name], *store.read(digests[member.name])) for member in members]
+
+
+def _check_members(members: Sequence[Weighted], digests: Mapping[str, str]) -> None:
+    if not members:
+        raise InvalidRequest("members", "none is named; give NAME=WEIGHT for each adapter")
+    first: dict[str, str] = {}
+    for name, weight in members:
+        if not math.isfinite(weight):
+            raise InvalidRequest("members", f"the weight of {name!r} is {weight}; it must be a finite number")
+        if digests[name] in first:
+            same = first[digests[name]]
+            how = "is named twice" if same == name else f"is the same adapter as {same!r}"
+            raise InvalidRequest("members", f"{name!r} {how}; name it once, with its weights added up")
+        first[digests[name]] = name
+
+
+def _check_bases(manifests: Mapping[str, Manifest], base_digest: str | None) -> None:
+    first = next(iter(manifests))
+    wanted = base_digest or manifests[first].base_digest
+    for name, manifest in manifests.items():
+        if manifest.base_digest != wanted:
+            whose = "this one is" if base_digest else f"{first!r} for"
+            raise InvalidRequest(
+                "members",
+                f"{name!r} was converted for base {manifest.base_digest[:12]}, and {whose} {wanted[:12]}; "
+                "merge adapters of one base",
+            )
