@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from tests.gpu.facts import Facts
-from tests.gpu.steps import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
-CHIPS = ("a100", "h100", "b200")
 TIME_LIMIT = 600.0
 
-Variant = Literal["whole", "base", "slicing"]
+Kind = Literal["decode", "prefill"]
+Variant = Literal["whole", "base", "slicing", "keeping"]
+CHIPS = ("a100", "h100", "b200")
+KINDS: tuple[Kind, ...] = ("decode", "prefill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Case:
     """A step of a workload at some depth, on a chip.
 
     Attributes:
-        variant: `whole` is what the engine runs; `base` leaves the adapters out; `slicing` is how not to do it.
+        variant: `whole` is what the engine runs, `base` leaves the adapters out. How not to do it: `slicing` cuts each
+            layer's pages out of the pool, `keeping` donates nothing.
     """
 
     chip: str

@@ -96,7 +96,8 @@ def kernels(dump: Path, names: Iterable[str]) -> dict[str, Kernel]:
             registers=max(each["registers"] for each in assembled),
             spilled=max(each["spilled"] for each in assembled),
             shared=max(launch.shared for launch in mine),
-            mma="+".join(kind for kind in MMA if any(kind in code[launch.name].read_text() for launch in mine)) or "none",
+            mma="+".join(kind for kind in MMA if any(kind in code[launch.name].read_text() for launch in mine))
+            or "none",
         )
     return found
 
@@ -125,5 +126,5 @@ def assembler() -> str:
 
 def copied(program: str, shapes: Iterable[str]) -> list[str]:
     """Which of these shapes, such as `f32[2,8]`, some instruction of an optimised program copies."""
-    copies = set(re.findall(r"= \(?(\w+\[[\d,]*\])\S* copy(?:-start)?\(", program))
+    copies = set(re.findall(r"= \(?(\w+\[[\d,]*\])[^=\n]* copy(?:-start)?\(", program))
     return sorted(copies & set(shapes))

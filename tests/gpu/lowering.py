@@ -18,12 +18,10 @@ def target(kind: str) -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
-def lower_cuda(
-    fn: Callable[..., Any], *args: Any, kind: str = "NVIDIA H100", donated: tuple[str, ...] = ()
-) -> Lowered:
-    """`fn` for CUDA; `args` may be shapes, `donated` are names of parameters."""
+def lower_cuda(fn: Callable[..., Any], *args: Any, kind: str = "NVIDIA H100", donated: tuple[int, ...] = ()) -> Lowered:
+    """`fn` for CUDA; `args` may be shapes, `donated` are positions among them."""
     with target(kind):
-        traced = jax.jit(fn, donate_argnames=donated).trace(*args)
+        traced = jax.jit(fn, donate_argnums=donated).trace(*args)
         lowered: Lowered = traced.lower(lowering_platforms=("cuda",))
     return lowered
 

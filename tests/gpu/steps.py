@@ -1,8 +1,8 @@
 """The engine's two steps with their operands as shapes: nothing is allocated, whatever the model's size."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +24,24 @@ from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import PagePair, WorkList
 from pallas_kernels.registry import Ops
+from tests.gpu.cases import Kind
 from tests.gpu.workloads import Workload
 
-Kind = Literal["decode", "prefill"]
 Pools = tuple[PagePair, ...]
 DONATED = ("state", "kv")
 """What the engine's runner donates to either step."""
+FIELDS = tuple(field.name for field in fields(Parameters))
 
 
 class Step(NamedTuple):
-    """A program, and the shapes of its operands by name, in order."""
+    """A program, and the shapes of its operands by name, in order.
+
+    The model's parameters are a tuple here, since their class takes nothing but arrays.
+    """
 
     function: Callable[..., Any]
     operands: dict[str, Any]
+    donated: tuple[int, ...]
 
     def nbytes(self, *names: str) -> int:
         """Bytes of some of the operands."""
@@ -47,6 +52,7 @@ class Step(NamedTuple):
 def step(kind: Kind, workload: Workload, ops: Ops) -> Step:
     """A step as the runner dispatches it, in its largest bucket."""
     model, engine = workload.model, workload.engine
+    program = getattr(Program(model, ops), kind)
     rows = engine.row_buckets[-1] if kind == "decode" else engine.chunk_buckets[-1] // engine.prefill_tile
     operands = {
         "parameters": _parameters(model, engine.dtype),
@@ -63,8 +69,13 @@ def step(kind: Kind, workload: Workload, ops: Ops) -> Step:
     }
     if kind == "decode":
         del operands["tokens"], operands["samples"]
-    function = getattr(Program(model, ops), kind)
-    return Step(function, {name: jax.tree.map(_shape, operand) for name, operand in operands.items()})
+
+    def function(parameters: tuple[Any, ...], *others: Any) -> Any:
+        return program(Parameters(**dict(zip(FIELDS, parameters, strict=True))), *others)
+
+    function.__name__ = kind
+    donated = tuple(list(operands).index(name) for name in DONATED)
+    return Step(function, {name: jax.tree.map(_shape, operand) for name, operand in operands.items()}, donated)
 
 
 def without_adapters(ops: Ops) -> Ops:
@@ -82,14 +93,15 @@ def slicing_pools(ops: Ops) -> Ops:
     return replace(ops, lora=lora)
 
 
-def _parameters(model: ModelConfig, dtype: str) -> Parameters:
-    def of(values: dict[str, Array]) -> Parameters:
+def _parameters(model: ModelConfig, dtype: str) -> tuple[Any, ...]:
+    def of(values: dict[str, Array]) -> tuple[Any, ...]:
         transformer = Transformer(model)
         with_values(transformer, values)
-        return Parameters.of(transformer)
+        parameters = Parameters.of(transformer)
+        return tuple(getattr(parameters, name) for name in FIELDS)
 
     values = {name: jax.ShapeDtypeStruct(weight.shape, dtype) for name, weight in weight_table(model).items()}
-    parameters: Parameters = jax.eval_shape(of, values)
+    parameters: tuple[Any, ...] = jax.eval_shape(of, values)
     return parameters
 
 

@@ -1,4 +1,4 @@
-"""What is compiled for a GPU without one: models at their real sizes, under the settings of a server with an 80 GB card."""
+"""What is compiled for a GPU without one: models of real sizes, with the settings of a server on an 80 GB card."""
 
 from dataclasses import dataclass, replace
 
@@ -33,7 +33,7 @@ ENGINE = EngineConfig(
     prefill_chunk=2048,
     chunk_buckets=(2048,),
     max_model_len=4096,
-    kv_blocks=2049,
+    kv_blocks=1025,
     pool_pages=1 + ROWS // len(RANKS) * sum(PAGES),
     work_items=ROWS * max(PAGES),
 )

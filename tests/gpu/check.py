@@ -1,0 +1,125 @@
+"""`python -m tests.gpu.check`: what the kernels do on the GPU of this machine, on one page to send back."""
+
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNEL_TESTS = ROOT / "tests" / "pallas_kernels"
+RESULTS = ROOT / ".cache" / "gpu-check"
+DRIVER_FACTS = "name,driver_version,memory.total,compute_cap,clocks.max.sm,clocks.max.memory,power.limit"
+TIME_LIMIT = 1800.0
+"""Of one file of tests, or of the benchmark; seconds."""
+
+ON_GPU = {"JAX_PLATFORMS": "cuda,cpu", "COLUMNS": "150"}
+IN_FULL = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+"""Else XLA takes products of float32 with 10 bits, and the references are wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of one test function, over its parameters; `failure` is the first one's."""
+
+    test: str
+    passed: int
+    ran: int
+    failure: str
+
+    def __str__(self) -> str:
+        state = "FAIL" if self.failure else "pass"
+        return f"{state}  {self.test}  {self.passed} of {self.ran}  {self.failure}".rstrip()
+
+
+def main() -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    page = RESULTS / "page.txt"
+    failed = False
+    with page.open("w") as file:
+        for text, bad in sections():
+            failed |= bad
+            print(text, flush=True)  # noqa: T201
+            file.write(f"{text}\n")
+    print(f"\nPlease send {page.relative_to(ROOT)} back, and {RESULTS.relative_to(ROOT)}/kernels.json.")  # noqa: T201
+    sys.exit(failed)
+
+
+def sections() -> Iterator[tuple[str, bool]]:
+    """The page part by part, as it comes about, and whether something in it is wrong."""
+    yield "\n".join(facts()), False
+    for file in sorted(KERNEL_TESTS.glob("test_*.py")):
+        if file.name != "test_registry.py":  # it is about machines without a GPU
+            found = run_tests(file)
+            yield "\n".join(map(str, found)), any(verdict.failure for verdict in found)
+    openlora = (sys.executable, "-m", "openlora_jax")
+    for command in (("doctor", "--backend", "cuda"), ("bench", "kernels", "--json", str(RESULTS / "kernels.json"))):
+        done = run(*openlora, *command)
+        yield f"\n$ openlora {' '.join(command[:2])}\n{done.stdout}{_end(done.stderr)}", done.returncode != 0
+
+
+def facts() -> list[str]:
+    """The machine, the commit, and the versions of what computes."""
+    device = run("nvidia-smi", f"--query-gpu={DRIVER_FACTS}", "--format=csv,noheader")
+    commit = run("git", "describe", "--always", "--dirty")
+    named = sorted((each.metadata["Name"], each.version) for each in distributions())
+    computing = [f"{name} {version}" for name, version in named if name.startswith(("jax", "nvidia-c", "openlora"))]
+    return [f"gpu-check of {commit.stdout.strip()}", device.stdout.strip(), ", ".join(computing), ""]
+
+
+def run_tests(file: Path) -> list[Verdict]:
+    """One file in a process of its own: a wild read takes the rest of its process down."""
+    report = RESULTS / f"{file.stem}.xml"
+    report.unlink(missing_ok=True)
+    # A warning about this machine is no failure of a kernel.
+    pytest = ("pytest", "-q", "-W", "default", "-p", "no:cacheprovider", f"--junit-xml={report}", str(file))
+    done = run(sys.executable, "-m", *pytest, **IN_FULL)
+    if report.exists():
+        return verdicts(report)
+    return [Verdict(file.name, 0, 0, f"ended with status {done.returncode}: {_end(done.stderr or done.stdout)}")]
+
+
+def verdicts(report: Path) -> list[Verdict]:
+    """What a JUnit report of pytest says, function by function."""
+    cases = defaultdict(list)
+    for case in ElementTree.parse(report).iter("testcase"):
+        if case.find("skipped") is None:
+            place = case.get("classname", "").rpartition(".")[2]
+            cases[f"{place}.{case.get('name', '').partition('[')[0]}"].append(case)
+    return [_verdict(test, of_test) for test, of_test in cases.items()]
+
+
+def _verdict(test: str, cases: list[ElementTree.Element]) -> Verdict:
+    bad = [(case, problem) for case in cases for kind in ("failure", "error") for problem in case.findall(kind)]
+    failure = ""
+    if bad:
+        case, problem = bad[0]
+        parameters = case.get("name", "").partition("[")[2].rstrip("]")
+        failure = f"{parameters}: {' '.join(problem.get('message', '').split())[:200]}"
+    return Verdict(test, len(cases) - len({id(case) for case, _ in bad}), len(cases), failure)
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | ON_GPU | environment,
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"took longer than {TIME_LIMIT:.0f} s")
+
+
+def _end(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-5:])
+
+
+if __name__ == "__main__":
+    main()

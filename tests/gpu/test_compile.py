@@ -1,0 +1,80 @@
+"""Both steps, compiled by XLA for chips that are not here, and what they cost there."""
+
+import pytest
+
+from tests.gpu import budget
+from tests.gpu.budget import DEEP, SHALLOW, WORKLOAD
+from tests.gpu.cases import CHIPS, KINDS, Case, CompileFailed, Kind, compiled, reason_to_skip
+
+PROJECTION_GROUPS = 4
+"""Of a layer: q/k/v, o, gate/up, down."""
+BESIDE_THE_LAYERS = 3
+"""Launches for the embedding, the head, and the preparation of the work list."""
+
+pytestmark = [
+    pytest.mark.gpu_compile,
+    pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip())),
+]
+on_each_chip = pytest.mark.parametrize("chip", CHIPS)
+each_step = pytest.mark.parametrize("kind", KINDS)
+
+
+@on_each_chip
+@each_step
+def test_a_step_stays_within_its_budget(chip: str, kind: Kind) -> None:
+    assert budget.breaches(budget.figures(chip, kind), budget.read(chip, kind)) == []
+
+
+@on_each_chip
+@each_step
+def test_the_state_is_updated_where_it_lies(chip: str, kind: Kind) -> None:
+    facts = compiled(Case(chip, kind, WORKLOAD, DEEP))
+    assert facts.aliased == facts.donated
+    assert facts.copied == []
+
+
+@on_each_chip
+@each_step
+def test_no_kernel_spills(chip: str, kind: Kind) -> None:
+    kernels = compiled(Case(chip, kind, WORKLOAD, DEEP)).kernels
+    assert {name: kernel.spilled for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
+    assert kernels
+
+
+@on_each_chip
+@each_step
+def test_every_product_is_on_tensor_cores(chip: str, kind: Kind) -> None:
+    kernels = compiled(Case(chip, kind, WORKLOAD, DEEP)).kernels
+    without = [name for name, kernel in kernels.items() if kernel.mma == "none"]
+    assert without == [] or without == ["embedding_lora_kernel"]
+
+
+@on_each_chip
+def test_adapters_cost_a_launch_for_each_group_of_projections(chip: str) -> None:
+    added = budget.of_adapters(chip)
+    assert added["adapters: launches of a layer"] <= PROJECTION_GROUPS
+    assert added["adapters: launches beside the layers"] <= BESIDE_THE_LAYERS
+
+
+@on_each_chip
+def test_adapters_need_next_to_no_memory_beside_their_pool(chip: str) -> None:
+    whole, base = (compiled(Case(chip, "decode", WORKLOAD, DEEP, variant)) for variant in ("whole", "base"))
+    assert whole.temporary - base.temporary < whole.pools / 100
+
+
+def test_pages_that_are_cut_out_of_the_pool_are_noticed() -> None:
+    whole, base, slicing = (
+        compiled(Case("h100", "decode", WORKLOAD, DEEP, variant)) for variant in ("whole", "base", "slicing")
+    )
+    assert slicing.temporary - base.temporary > whole.pools / 100
+
+
+def test_state_that_is_not_donated_is_noticed() -> None:
+    facts = compiled(Case("h100", "decode", WORKLOAD, SHALLOW, "keeping"))
+    assert facts.aliased == 0
+    assert "bf16[2,1025,8,128,64]" in facts.copied
+
+
+def test_a_program_that_cannot_be_compiled_says_why() -> None:
+    with pytest.raises(CompileFailed, match="KeyError: 'no such model'"):
+        compiled(Case("h100", "decode", "no such model", SHALLOW))
