@@ -25,7 +25,7 @@ from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import InvalidConfig, InvalidRequest
 from openlora_jax.inputs import Adapter, Prompt, completion_ids, mix_of, prompt_ids
-from openlora_jax.memory import MemoryPlan, host_memory
+from openlora_jax.memory import MemoryPlan, device_memory
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
@@ -90,7 +90,7 @@ class LLM:
         ops = resolve_ops(self.config.backend)
         self.backend = ops.backend
         plan = MemoryPlan.of(self.config, self.model)
-        plan.check(host_memory())
+        plan.check(device_memory())
         log.info("device memory: %s", plan)
         self.runner = _runner(base, self.config, self.model, ops)
         self.runner.compile(progress)

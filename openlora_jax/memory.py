@@ -4,6 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from openlora_jax.adapters.modules import module_shapes
@@ -62,12 +63,18 @@ class MemoryPlan:
         if self.total > available:
             raise InvalidConfig(
                 "memory",
-                f"the engine would hold {self}, this machine has {_mb(available)}; lower kv_blocks or pool_pages",
+                f"the engine would hold {self}, the device has {_mb(available)}; lower kv_blocks or pool_pages",
             )
 
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f}"
+
+
+def device_memory() -> int:
+    """Bytes that JAX may hold on the default device: of a CPU, this machine's memory."""
+    limits = jax.devices()[0].memory_stats() or {}
+    return int(limits["bytes_limit"]) if "bytes_limit" in limits else host_memory()
 
 
 def host_memory() -> int:

@@ -119,7 +119,7 @@ def resolve(backend: str) -> Ops:
 
 def _refusal(backend: str, implementation: Implementation, device: Device) -> str | None:
     if device.platform != PLATFORMS[backend]:
-        return f"needs a {PLATFORMS[backend]}, and JAX's default device is a {device.platform}"
+        return f"needs a {PLATFORMS[backend]}, and JAX's default device is a {device.platform} (`auto` takes that)"
     return implementation.declines(device)
 
 

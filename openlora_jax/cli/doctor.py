@@ -1,6 +1,7 @@
 """`openlora doctor`: what would run here, and why."""
 
 import contextlib
+import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -25,8 +26,10 @@ def doctor(
 
     The status is 2 where the backend cannot run on this machine.
     """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU may be in use, by a server for example
     import jax
 
+    from openlora_jax.memory import device_memory
     from serving.config import ServerConfig
 
     settings = (ServerConfig.load(config) if config else ServerConfig()).using(backend)
@@ -34,10 +37,11 @@ def doctor(
     console = Console()
     own = {"openlora-jax": __version__, "python": platform.python_version()}
     console.print(_table("versions", own | {name: version(name) for name in PACKAGES}))
-    with contextlib.suppress(RuntimeError, AssertionError):  # no device: the ops below say so in their own words
-        console.print(_table("devices", {str(device): device.device_kind for device in jax.devices()}))
     if base is not None:
         console.print(_memory(Path(base), settings))
+    with contextlib.suppress(RuntimeError, AssertionError):  # no device: the ops below say so in their own words
+        kinds = {str(device): device.device_kind for device in jax.devices()}
+        console.print(_table("devices", kinds | {"memory of the first, MB": f"{device_memory() / 1e6:,.1f}"}))
     console.print(_ops(settings.backend))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from openlora_jax.cli.generate import BackendOption
 from openlora_jax.cli.progress import shown_progress
 from openlora_jax.cli.rows import located, read_lines
 from openlora_jax.inputs import parse_score
@@ -25,6 +26,7 @@ def train(
     batch: Annotated[int, typer.Option(help="Rows of an update.")] = 8,
     lr: Annotated[float, typer.Option(help="Learning rate, after warm-up and before it falls.")] = 5e-4,
     seed: Annotated[int, typer.Option(help="Of the first values and of the order of rows.")] = 0,
+    backend: BackendOption = None,
 ) -> None:
     """Trains a LoRA adapter on a frozen base model, and prints a JSON report.
 
@@ -54,7 +56,7 @@ def train(
         with located(line.where):
             admission = Admission(limits, model.vocab_size)
             examples.append(Example.of(line.row, tokenizer, admission, model.eos_token_ids[:1]))
-    ops = resolve_ops("auto")
+    ops = resolve_ops(backend or "auto")
     with shown_progress("loading") as progress:
         parameters = Parameters.read(base, model, "float32")
         adapter, losses = train(parameters, model, ops, examples, recipe, progress)

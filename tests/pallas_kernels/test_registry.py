@@ -60,7 +60,7 @@ def test_a_backend_of_another_device_names_every_op_in_one_line(backend: str) ->
     line = str(caught.value)
     assert "\n" not in line
     assert all(op in line for op in TABLE)
-    assert line.endswith(f"needs a {PLATFORMS[backend]}, and JAX's default device is a cpu")
+    assert line.endswith(f"needs a {PLATFORMS[backend]}, and JAX's default device is a cpu (`auto` takes that)")
 
 
 @pytest.mark.parametrize("capability", ["7.5", "gfx942", None])
