@@ -12,7 +12,17 @@ from tests.openlora_jax.tiny import MODEL, SETTINGS
 
 def test_everything_is_named(openlora: RunCli, tiny_base: Path) -> None:
     out = openlora("doctor", "--base", tiny_base).out
-    for name in ("python", "jaxlib", "cpu:0", "ops of backend cpu", "paged_attention", "xla", "lm_head", "in all"):
+    for name in (
+        "python",
+        "jaxlib",
+        "cpu:0",
+        "ops of backend cpu",
+        "paged_attention",
+        "xla",
+        "lm_head",
+        "in all",
+        "memory of",
+    ):
         assert name in out
     assert jax.__version__ in out
 
