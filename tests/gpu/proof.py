@@ -1,0 +1,128 @@
+"""`python -m tests.gpu.proof`: compiles both steps of whole models for every chip, and writes down what came of it."""
+
+import dataclasses
+import json
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tests.gpu.cases import CHIPS, KINDS, ROOT, Case, Variant, compiled
+from tests.gpu.facts import assembler
+from tests.gpu.workloads import WORKLOADS
+
+MEASURED = ROOT / "docs" / "gpu_proof.json"
+REPORT = MEASURED.with_suffix(".md")
+EMULATED = Path(__file__).with_name("emulated.json")
+"""Per kernel, step and chip: what executing its PTX in an emulator gave; written by hand."""
+
+HEAD = """\
+# Whole models, compiled for GPUs that were not there
+
+`make gpu-proof` writes this page. XLA compiled every program below from a description of the chip alone ({versions}),
+in bfloat16, with 64 rows or a chunk of 2048 tokens, and 64 adapters of ranks 8 to 64 in the pool. [gpu.md](gpu.md) says
+how, and what this does not show: nothing here has run on a GPU.
+
+## Steps
+
+*In place* is what a step writes over its operands: all of the KV cache and the sampler's state. *Copied* are arrays of
+these or of the adapters' pool. *Adapters add* is the difference to the same step without them.
+
+"""
+KERNELS = """
+## Kernels
+
+Where a step has a kernel in several shapes, the most that any of them takes. *Error* is the largest in the output,
+relative to its largest value, and *sectors* the memory traffic in 32-byte sectors over the least possible: both by
+executing the PTX that XLA made in an emulator, for inputs of a size that it can bear.
+
+"""
+STEP_COLUMNS = (
+    "model, layers", "step", "chip", "launches", "temporary MB", "in place MB", "copied", "adapters add",
+)  # fmt: skip
+KERNEL_COLUMNS = (
+    "kernel", "model", "step", "chip", "launches", "registers", "spilled", "shared KB", "mma",
+    "error bf16", "error f32", "sectors",
+)  # fmt: skip
+
+
+def main() -> None:
+    steps = [_measured(case) for case in cases()]
+    MEASURED.write_text(json.dumps({"versions": _versions(), "steps": steps}, indent=1) + "\n")
+    REPORT.write_text(report())
+
+
+def cases() -> list[Case]:
+    """Every model, whole, in both steps and on every chip."""
+    return [
+        Case(chip, kind, name, workload.model.num_layers)
+        for name, workload in WORKLOADS.items()
+        for kind in KINDS
+        for chip in CHIPS
+    ]
+
+
+def _measured(case: Case) -> dict[str, Any]:
+    variants: Sequence[Variant] = ("whole", "base") if case.kind == "decode" else ("whole",)
+    facts = {variant: compiled(dataclasses.replace(case, variant=variant)) for variant in variants}
+    named = {name: value for name, value in dataclasses.asdict(case).items() if name != "variant"}
+    return named | {variant: dataclasses.asdict(each) for variant, each in facts.items()}
+
+
+def _versions() -> str:
+    ptxas = subprocess.run([assembler(), "--version"], capture_output=True, text=True, check=True).stdout
+    return f"JAX {version('jax')}, ptxas {ptxas.split(' V')[-1].split()[0]}"
+
+
+def report() -> str:
+    """The page, from what was measured."""
+    measured = json.loads(MEASURED.read_text())
+    emulated = json.loads(EMULATED.read_text()) if EMULATED.exists() else {}
+    steps = _table(STEP_COLUMNS, [_step_row(step) for step in measured["steps"]])
+    kernels = _table(KERNEL_COLUMNS, [row for step in measured["steps"] for row in _kernel_rows(step, emulated)])
+    return HEAD.format(versions=measured["versions"]) + steps + KERNELS + kernels
+
+
+def _step_row(step: dict[str, Any]) -> list[str]:
+    whole, base = step["whole"], step.get("base")
+    added = "not measured"
+    if base is not None:
+        launches, temporary = (whole[name] - base[name] for name in ("launches", "temporary"))
+        added = f"{launches} launches, {temporary:,} bytes ({temporary / whole['pools']:.4%} of the pool)"
+    return [
+        f"{step['workload']}, {step['layers']}",
+        step["kind"],
+        step["chip"],
+        str(whole["launches"]),
+        f"{whole['temporary'] / 1e6:,.1f}",
+        f"{whole['aliased'] / 1e6:,.1f} of {whole['donated'] / 1e6:,.1f}",
+        ", ".join(whole["copied"]) or "nothing",
+        added,
+    ]
+
+
+def _kernel_rows(step: dict[str, Any], emulated: dict[str, Any]) -> Iterable[list[str]]:
+    for name, kernel in step["whole"]["kernels"].items():
+        run = emulated.get(f"{name} {step['kind']} {step['chip']}", {})
+        yield [
+            name,
+            step["workload"],
+            step["kind"],
+            step["chip"],
+            str(kernel["launches"]),
+            str(kernel["registers"]),
+            str(kernel["spilled"]),
+            f"{kernel['shared'] / 1024:.0f}",
+            kernel["mma"],
+            *(str(run.get(figure, "")) for figure in ("error bf16", "error f32", "sectors")),
+        ]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
