@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 
@@ -17,12 +18,12 @@ def test_prepare_writes_one_slot() -> None:
     assert np.flatnonzero(np.asarray(state.prompt_seen[1])).tolist() == [1, 2]
     assert np.asarray(state.output_counts[1]).tolist() == [0, 0, 0, 2, 1, 0, 0, 0, 0, 0]
     assert np.asarray(state.bias[1]).tolist() == [0, 0, 0, 0, 0, -1.5, 0, 0, 0, 0]
-    others = [np.delete(np.asarray(rows), 1, axis=0).any() for rows in jax.tree.leaves(state)]
-    assert not any(others)
+    others = jax.tree.map(lambda rows: np.delete(rows, 1, axis=0), state)
+    chex.assert_trees_all_equal(others, jax.tree.map(np.zeros_like, others))
 
 
 def test_prepare_replaces_the_last_occupant() -> None:
-    state = prepare_slot(prepared(), np.int32(1), *slot_rows([7], [], {}, VOCAB))
-    assert np.flatnonzero(np.asarray(state.prompt_seen[1])).tolist() == [7]
-    assert not np.asarray(state.output_counts).any()
-    assert not np.asarray(state.bias).any()
+    rows = slot_rows([7], [], {}, VOCAB)
+    used, fresh = (prepare_slot(state, np.int32(1), *rows) for state in (prepared(), SamplerState.create(SLOTS, VOCAB)))
+    assert np.flatnonzero(np.asarray(used.prompt_seen[1])).tolist() == [7]
+    chex.assert_trees_all_equal(used, fresh)
