@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Literal, Protocol, runtime_checkable
 
+from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, HostCache, StagedPages
 from openlora_jax.adapters.loader import STOPPED, Loader
 from openlora_jax.adapters.pages import AdapterPages, shortage
 from openlora_jax.adapters.registry import Registration
-from openlora_jax.adapters.residency import Residence, Residency
+from openlora_jax.adapters.residency import PageState, Residence, Residency
 from openlora_jax.errors import AdapterUnavailable, OpenLoraError
 
 RETRY_AFTER = 1.0
@@ -79,6 +80,20 @@ class AdapterStatus:
     host_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryUse:
+    """What the adapters hold together.
+
+    Attributes:
+        host_bytes: of `host_budget`.
+        pages: module -> state -> pages on the device, without the zero page.
+    """
+
+    host_bytes: int
+    host_budget: int
+    pages: Mapping[str, Mapping[PageState, int]]
+
+
 class Lease:
     """One request's hold on one adapter. Made by `AdapterCache.acquire`; any thread."""
 
@@ -125,6 +140,7 @@ class AdapterCache:
     Attributes:
         on_ready: called with a digest when its load ended, well or badly, while somebody waits for it. It runs on a
             loader thread and must not block. The engine sets it.
+        counters: what has happened here.
     """
 
     def __init__(
@@ -144,9 +160,10 @@ class AdapterCache:
         self._pool = pool
         self._base_digest = base_digest
         self._usable = {module: capacity - 1 for module, capacity in capacities.items()}
-        self._residency = Residency(capacities)
-        self._host = HostCache(host_bytes)
-        self._loader = Loader(self._read, self._loaded, threads, RETRY_AFTER, clock)
+        self.counters = Counters(clock)
+        self._residency = Residency(capacities, self.counters)
+        self._host = HostCache(host_bytes, self.counters)
+        self._loader = Loader(self._read, self._loaded, threads, RETRY_AFTER, clock, self.counters)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
         self._requests = count()
@@ -234,6 +251,13 @@ class AdapterCache:
             digests = {*residences, *self._host.digests(), *self._residency.pinned}
             return [self._status(digest, residences.get(digest)) for digest in sorted(digests)]
 
+    def memory(self) -> MemoryUse:
+        """What the adapters hold now."""
+        with self._lock:
+            return MemoryUse(
+                host_bytes=self._host.nbytes, host_budget=self._host.budget, pages=self._residency.pages_by_state()
+            )
+
     def close(self) -> None:
         """Waits for the reads that have begun and begins no others; what still waits for one fails."""
         with self._lock:
@@ -287,6 +311,9 @@ class AdapterCache:
 
     def _lease(self, request: int, name: str, digest: str) -> Lease:
         residence = self._residency.acquire(digest)
+        self.counters.asked(
+            digest, "device" if residence.pages is not None else "host" if self._host.size(digest) else None
+        )
         if residence.pages is None and not self._host.held(digest):
             self._fetch(residence)
         lease = Lease(self, request, name, residence)
@@ -305,19 +332,26 @@ class AdapterCache:
             residence.counts = adapter.counts
             self._host.hold(residence.digest)
         elif reason := self._loader.refusal(residence.digest):
+            self.counters.not_loaded("refused")
             self._residency.fail(residence, reason)
         else:
             self._loader.request(residence.digest, again=again)
 
     def _read(self, digest: str) -> HostAdapter:
         """On a loader thread, without the lock: everything that can be known to be wrong is found before the device."""
-        facts = self._source.manifest(digest)
-        if facts.base_digest != self._base_digest:
-            raise ValueError(f"it was converted for base {facts.base_digest}, and this one is {self._base_digest}")
-        if reason := shortage(facts.pages, self._usable):
-            raise ValueError(reason)
-        facts, tensors = self._source.read(digest)
-        return HostAdapter(facts.pages, self._pool.stage(facts.pages, tensors))
+        with self.counters.load(digest, "disk") as load:
+            facts = self._source.manifest(digest)
+            if facts.base_digest != self._base_digest:
+                raise ValueError(f"it was converted for base {facts.base_digest}, and this one is {self._base_digest}")
+            if reason := shortage(facts.pages, self._usable):
+                raise ValueError(reason)
+            load.lap("manifest")
+            facts, tensors = self._source.read(digest)
+            load.lap("read")
+            adapter = HostAdapter(facts.pages, self._pool.stage(facts.pages, tensors))
+            load.lap("stage")
+            load.nbytes = adapter.nbytes
+            return adapter
 
     def _loaded(self, digest: str, result: HostAdapter | Exception) -> None:
         """On a loader thread: the read of `_read` has ended."""
@@ -367,7 +401,10 @@ class AdapterCache:
     def _write(self, residence: Residence, adapter: HostAdapter) -> bool:
         """Dispatches a page write. Only this thread gives pages away, so they are still this residence's own."""
         try:
-            self._pool.write(residence.pages or {}, adapter.pages)
+            with self.counters.load(residence.digest, "host") as load:
+                self._pool.write(residence.pages or {}, adapter.pages)
+                load.lap("write")
+                load.nbytes = adapter.nbytes
         except (MemoryError, RuntimeError) as error:  # the device ran out of memory, as JAX reports it
             with self._lock:
                 self._residency.fail(residence, f"its pages could not be written: {error}")

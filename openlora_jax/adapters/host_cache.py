@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from openlora_jax.adapters.counters import Counters, Reason
 from openlora_jax.arrays import AnyArray
 
 AdapterTensors = Mapping[str, NDArray[np.generic]]
@@ -40,7 +41,8 @@ class HostCache:
         held_bytes: of those that requests wait for.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, counters: Counters | None = None) -> None:
+        self._counters = counters or Counters()
         self.budget = budget
         self.nbytes = 0
         self.held_bytes = 0
@@ -63,7 +65,7 @@ class HostCache:
 
     def put(self, digest: str, adapter: HostAdapter, *, held: bool) -> None:
         """Takes an adapter in, and drops others for it."""
-        self.drop(digest)
+        self._remove(digest)
         self._adapters[digest] = adapter
         self.nbytes += adapter.nbytes
         if held:
@@ -91,7 +93,15 @@ class HostCache:
             self._trim()
 
     def drop(self, digest: str) -> None:
-        """Forgets an adapter, held or not; one that is not here stays so."""
+        """Forgets an adapter that is to be unloaded, held or not; one that is not here stays so."""
+        self._evict(digest, "unload")
+
+    def _evict(self, digest: str, reason: Reason) -> None:
+        if digest in self._adapters:
+            self._remove(digest)
+            self._counters.evicted("host", reason)
+
+    def _remove(self, digest: str) -> None:
         self.unhold(digest)
         adapter = self._adapters.pop(digest, None)
         if adapter is not None:
@@ -101,4 +111,4 @@ class HostCache:
         for digest in [digest for digest in self._adapters if digest not in self._held]:
             if self.nbytes <= self.budget:
                 return
-            self.drop(digest)
+            self._evict(digest, "room")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from openlora_jax.adapters.counters import Counters
+
 T = TypeVar("T")
 
 STOPPED = "the loader has stopped"
@@ -29,15 +31,18 @@ class Loader(Generic[T]):
         threads: int,
         retry_after: float,
         clock: Callable[[], float] = time.monotonic,
+        counters: Counters | None = None,
     ) -> None:
         self.retry_after = retry_after
         self._read = read
         self._done = done
         self._clock = clock
+        self._counters = counters or Counters(clock)
         self._threads = threads
         self._stopped = False
         self._executor = ThreadPoolExecutor(threads, "adapter-loader")
         self._pending: OrderedDict[str, bool] = OrderedDict()  # digest -> whether it may start without room
+        self._asked: dict[str, float] = {}  # digest -> when its pending read was requested
         self._running: set[str] = set()
         self._failures: dict[str, tuple[float, str]] = {}  # digest -> when it may be tried again, why it failed
 
@@ -50,12 +55,15 @@ class Loader(Generic[T]):
         """
         if digest not in self._running:
             self._pending[digest] = self._pending.get(digest, False) or again
+            self._asked.setdefault(digest, self._clock())
             if again:
                 self._pending.move_to_end(digest, last=False)
 
     def cancel(self, digest: str) -> None:
         """Takes back a request whose read has not begun."""
-        self._pending.pop(digest, None)
+        if self._pending.pop(digest, None) is not None:
+            del self._asked[digest]
+            self._counters.not_loaded("cancelled")
 
     def start(self, *, urgent: Collection[str], room: bool) -> None:
         """Begins reads on idle threads: what is `urgent` first; without room in host memory, only what needs none."""
@@ -64,6 +72,7 @@ class Loader(Generic[T]):
             if digest is None:
                 return
             del self._pending[digest]
+            self._counters.waited(self._clock() - self._asked.pop(digest))
             self._running.add(digest)
             self._executor.submit(self._run, digest)
 
@@ -86,6 +95,7 @@ class Loader(Generic[T]):
         """Forgets what has not begun and begins nothing else."""
         self._stopped = True
         self._pending.clear()
+        self._asked.clear()
 
     def join(self) -> None:
         """Waits for what has begun. Called without the owner's lock, which `done` takes."""

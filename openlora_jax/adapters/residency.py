@@ -8,12 +8,15 @@ A lease *waits* for an adapter until `place` makes it a *reference*. Pages with 
 that waits keeps no pages, else requests that wait for room could hold the very room that they wait for.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from openlora_jax.adapters.counters import Counters, Reason
 from openlora_jax.adapters.pages import AdapterPages, PageAllocator, shortage
+
+PageState = Literal["free", "used", "pinned", "idle"]
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +61,8 @@ class Residency:
         pinned: digests that keep their pages once they have them, until they are unloaded. The owner sets it.
     """
 
-    def __init__(self, capacities: Mapping[str, int]) -> None:
+    def __init__(self, capacities: Mapping[str, int], counters: Counters | None = None) -> None:
+        self._counters = counters or Counters()
         self._pages = PageAllocator(capacities)
         self._residences: dict[str, Residence] = {}
         self._recency: OrderedDict[str, Residence] = OrderedDict()  # those with pages, the least recently used first
@@ -70,6 +74,15 @@ class Residency:
     def all(self) -> Iterable[Residence]:
         """Every residence."""
         return self._residences.values()
+
+    def pages_by_state(self) -> dict[str, Counter[PageState]]:
+        """Module -> its pages but the zero page: free, used by requests, else pinned, else idle till room is needed."""
+        found = {module: Counter[PageState](free=self._pages.num_free(module)) for module in self._pages.usable}
+        for residence in self._recency.values():
+            idle: PageState = "pinned" if residence.digest in self.pinned else "idle"
+            for module, ids in (residence.pages or {}).items():
+                found[module]["used" if residence.refs else idle] += len(ids)
+        return found
 
     def acquire(self, digest: str) -> Residence:
         """Adds a waiter. A draining residence is called back: the same digest is the same bytes."""
@@ -127,13 +140,13 @@ class Residency:
         self._touch(residence)
         if residence.refs or residence.waiters or residence.state == "resident":
             return False
-        self._free(residence)
+        self._free(residence, "unload")
         return True
 
     def fail(self, residence: Residence, reason: str) -> None:
         """Ends a residence whose adapter cannot be had, whoever holds it; they read the reason."""
         residence.failure = reason
-        self._free(residence)
+        self._free(residence, "failure")
 
     def unload(self, digest: str) -> None:
         """Gives the pages back, pinned or not: now if nobody holds them, else with the last lease."""
@@ -143,7 +156,7 @@ class Residency:
         if residence.refs or residence.waiters:
             residence.unloading = True
         else:
-            self._free(residence)
+            self._free(residence, "unload")
 
     def validate(self) -> None:
         """Raises RuntimeError naming the condition of this class that does not hold."""
@@ -186,17 +199,18 @@ class Residency:
 
     def _evict(self, residence: Residence) -> None:
         if residence.waiters:
-            self._give_back(residence)
+            self._give_back(residence, "room")
         else:
-            self._free(residence)
+            self._free(residence, "room")
 
-    def _free(self, residence: Residence) -> None:
+    def _free(self, residence: Residence, reason: Reason) -> None:
         if self._residences.get(residence.digest) is residence:
             del self._residences[residence.digest]
-            self._give_back(residence)
+            self._give_back(residence, reason)
 
-    def _give_back(self, residence: Residence) -> None:
+    def _give_back(self, residence: Residence, reason: Reason) -> None:
         if residence.pages is not None:
+            self._counters.evicted("device", reason)
             self._pages.release(residence.pages)
             residence.pages = None
             del self._recency[residence.digest]

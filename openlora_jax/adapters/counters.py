@@ -1,0 +1,182 @@
+"""What the tiers of adapters have done since the start: plain numbers, for whoever wants to show them.
+
+A load takes an adapter from its *source* one tier up: from `disk` to host memory, from `host` memory to the device.
+"""
+
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Tier = Literal["device", "host"]
+Source = Literal["disk", "host"]
+Result = Literal["ok", "failed", "cancelled", "refused"]
+"""`cancelled`: nobody waited for it any more when its turn came; `refused`: not tried, as it had failed just before."""
+Stage = Literal["wait", "manifest", "read", "stage", "write"]
+"""From disk: `wait` for a thread and for room; `manifest` read and checked; arrays `read`, their digest included; pages
+laid out for copying (`stage`). From host memory: the host's part in the `write` into the pool."""
+Reason = Literal["room", "unload", "failure"]
+
+BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Upper bounds in seconds of what is counted together."""
+
+MAX_USES = 16_384
+"""Digests whose use is remembered; those least recently used are forgotten first."""
+
+
+@dataclass(slots=True)
+class Seconds:
+    """A distribution of durations.
+
+    Attributes:
+        counts: of those up to each of `BOUNDS`, and beyond the last; one that fits several counts for the first.
+        total: their sum.
+    """
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+    total: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.total += seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Use:
+    """Of one adapter.
+
+    Attributes:
+        requests: that asked for it.
+        hits: of those, how many found it in host memory or on the device.
+        last: when the last one came, on the clock of the counters.
+        load_seconds: its last load from disk took, without the wait for its turn; None if it had none.
+    """
+
+    requests: int = 0
+    hits: int = 0
+    last: float = 0.0
+    load_seconds: float | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Counts:
+    """Everything that is counted.
+
+    Attributes:
+        lookups: by tier. A request asks the device first, then, for what is not there, host memory.
+        hits: those that found it.
+        loads: by source and result.
+        loaded_bytes: by source.
+        seconds: of loads, by stage.
+        evictions: by tier and reason.
+        uses: by digest, the least recently used first.
+    """
+
+    lookups: Counter[Tier] = field(default_factory=Counter)
+    hits: Counter[Tier] = field(default_factory=Counter)
+    loads: Counter[tuple[Source, Result]] = field(default_factory=Counter)
+    loaded_bytes: Counter[Source] = field(default_factory=Counter)
+    seconds: dict[Stage, Seconds] = field(default_factory=dict)
+    evictions: Counter[tuple[Tier, Reason]] = field(default_factory=Counter)
+    uses: OrderedDict[str, Use] = field(default_factory=OrderedDict)
+
+
+class Load:
+    """A load under way, on the thread that does it.
+
+    Attributes:
+        nbytes: that were loaded; whoever loads sets it.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.nbytes = 0
+        self.laps: list[tuple[Stage, float]] = []
+        self._clock = clock
+        self._last = clock()
+
+    def lap(self, stage: Stage) -> None:
+        """Ends a stage, and begins the next."""
+        now = self._clock()
+        self.laps.append((stage, now - self._last))
+        self._last = now
+
+
+class Counters:
+    """Counts from any thread: every method takes a lock of its own for an instant, and nothing else inside it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counts = Counts()
+
+    def asked(self, digest: str, found: Tier | None) -> None:
+        """A request asks for an adapter, which is in no higher tier than `found`; None is on disk, or on its way."""
+        tiers: tuple[Tier, ...] = ("device",) if found == "device" else ("device", "host")
+        with self._lock:
+            self._counts.lookups.update(tiers)
+            self._counts.hits.update([found] if found else [])
+            use = self._counts.uses.pop(digest, Use())
+            hits = use.hits + (found is not None)
+            self._counts.uses[digest] = replace(use, requests=use.requests + 1, hits=hits, last=self._clock())
+            if len(self._counts.uses) > MAX_USES:
+                self._counts.uses.popitem(last=False)
+
+    @contextmanager
+    def load(self, digest: str, source: Source) -> Iterator[Load]:
+        """Counts the load that is made in the block: it has failed if the block raises."""
+        load = Load(self._clock)
+        result: Result = "failed"
+        try:
+            yield load
+            result = "ok"
+        finally:
+            with self._lock:
+                self._counts.loads[source, result] += 1
+                self._counts.loaded_bytes[source] += load.nbytes
+                for stage, seconds in load.laps:
+                    self._counts.seconds.setdefault(stage, Seconds()).add(seconds)
+                if source == "disk" and result == "ok" and digest in self._counts.uses:
+                    spent = sum(seconds for _, seconds in load.laps)
+                    self._counts.uses[digest] = replace(self._counts.uses[digest], load_seconds=spent)
+
+    def waited(self, seconds: float) -> None:
+        """A load from disk begins, so long after it was asked for."""
+        with self._lock:
+            self._counts.seconds.setdefault("wait", Seconds()).add(seconds)
+
+    def not_loaded(self, result: Result) -> None:
+        """A load from disk was `cancelled` before it began, or `refused`."""
+        with self._lock:
+            self._counts.loads["disk", result] += 1
+
+    def evicted(self, tier: Tier, reason: Reason) -> None:
+        """An adapter has left a tier."""
+        with self._lock:
+            self._counts.evictions[tier, reason] += 1
+
+    def use(self, digest: str) -> Use | None:
+        """Of one adapter, as far as it is remembered."""
+        with self._lock:
+            return self._counts.uses.get(digest)
+
+    def since(self, use: Use) -> float:
+        """Seconds since the last request for it."""
+        return self._clock() - use.last
+
+    def snapshot(self) -> Counts:
+        """The numbers as they are now, the caller's own."""
+        with self._lock:
+            counts = self._counts
+            return Counts(
+                lookups=Counter(counts.lookups),
+                hits=Counter(counts.hits),
+                loads=Counter(counts.loads),
+                loaded_bytes=Counter(counts.loaded_bytes),
+                seconds={stage: Seconds(list(each.counts), each.total) for stage, each in counts.seconds.items()},
+                evictions=Counter(counts.evictions),
+                uses=OrderedDict(counts.uses),
+            )
