@@ -20,10 +20,11 @@ from pallas_kernels.paged_attention.config import AttentionConfig, attention_con
 from pallas_kernels.paged_attention.shapes import check_operands
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.pallas_kernels.paged import BLOCKS, LAYERS, Cached, Shape, Tiles, cache, scene
+from tests.pallas_kernels.real import INTERPRET
 
-interpreted = functools.partial(pallas_triton.paged_attention, interpret=True)
+kernel = functools.partial(pallas_triton.paged_attention, interpret=INTERPRET)
 IMPLEMENTATIONS = pytest.mark.parametrize(
-    "attention", [reference.paged_attention, xla.paged_attention, interpreted], ids=["reference", "xla", "interpreted"]
+    "attention", [reference.paged_attention, xla.paged_attention, kernel], ids=["reference", "xla", "pallas_triton"]
 )
 KERNEL_SHAPES = [
     Shape(),
@@ -77,7 +78,7 @@ def test_the_kernel_agrees_with_the_reference(shape: Shape, data: st.DataObject)
     starts = [data.draw(st.integers(0, shape.columns * shape.block - length), label="start") for length in lengths]
     tiles, kv = scene(shape, starts, lengths, seed=data.draw(st.integers(0, 99), label="seed"))
     kv_cache = cache(kv, shape.dtype)
-    output, want = (attend(attention, tiles, kv_cache) for attention in (interpreted, reference.paged_attention))
+    output, want = (attend(attention, tiles, kv_cache) for attention in (kernel, reference.paged_attention))
     assert np.isfinite(np.asarray(output, np.float32)).all()
     for tile, length in enumerate(lengths):
         assert_close(output[tile, :length], want[tile, :length], shape.dtype)
@@ -93,7 +94,7 @@ def test_a_mask_off_by_one_would_be_noticed(shape: Shape) -> None:
     tiles, kv = scene(shape, [16, 48], [16, 16])
     late = dataclasses.replace(tiles, start=tiles.start - 1, length=tiles.length + 1)
     output, want = (
-        attend(interpreted, late, cache(kv, shape.dtype)),
+        attend(kernel, late, cache(kv, shape.dtype)),
         attend(reference.paged_attention, tiles, cache(kv)),
     )
     with pytest.raises(AssertionError):
@@ -106,7 +107,7 @@ def test_few_tiles_share_the_positions_and_many_do_not() -> None:
     many = jax.tree.map(lambda array: jnp.repeat(array, 64, axis=0), dataclasses.asdict(tiles))
     crowd = Tiles(**many)
     assert [config(each, cache(kv)).splits for each in (tiles, crowd)] == [5, 1]
-    alone, among = (attend(interpreted, each, cache(kv)) for each in (tiles, crowd))
+    alone, among = (attend(kernel, each, cache(kv)) for each in (tiles, crowd))
     np.testing.assert_allclose(among, np.broadcast_to(alone, among.shape), atol=1e-6)
 
 
@@ -120,7 +121,7 @@ def test_positions_in_a_block_that_is_not_there_are_unseen(tokens: int, unknown:
     shape = Shape(tokens)
     tiles, kv = scene(shape, [40], [1])
     table = tiles.table.at[0, 1].set(unknown)
-    output = attend(interpreted, dataclasses.replace(tiles, table=table), cache(kv))
+    output = attend(kernel, dataclasses.replace(tiles, table=table), cache(kv))
     known = [position for position in range(41) if position // shape.block != 1]
     np.testing.assert_allclose(output[0, 0], expected(tiles.q[0, 0], kv[1], tiles.table[0].tolist(), known), atol=1e-5)
 
@@ -129,14 +130,14 @@ def test_positions_in_a_block_that_is_not_there_are_unseen(tokens: int, unknown:
 def test_a_tile_that_sees_nothing_is_zero(shape: Shape) -> None:
     tiles, kv = scene(shape, [0, 20], [0, 0])
     unknown = dataclasses.replace(tiles, table=jnp.full_like(tiles.table, -1), length=tiles.length.at[1].set(1))
-    np.testing.assert_array_equal(attend(interpreted, unknown, cache(np.full_like(kv, np.nan))), 0)
+    np.testing.assert_array_equal(attend(kernel, unknown, cache(np.full_like(kv, np.nan))), 0)
 
 
 @pytest.mark.parametrize("shape", [Shape(dtype="float16"), Shape(block=24), Shape(heads=5), Shape(width=160)], ids=str)
 def test_what_the_kernel_cannot_read_is_refused(shape: Shape) -> None:
     tiles, kv = scene(shape, [0], [1])
     with pytest.raises(ValueError, match=r"float16|24 .* 16|5 query .* 2|160 .* 128"):
-        attend(interpreted, tiles, cache(kv, shape.dtype))
+        attend(kernel, tiles, cache(kv, shape.dtype))
 
 
 def test_operands_that_do_not_fit_together_are_refused() -> None:

@@ -13,17 +13,18 @@ from jax import Array
 from pallas_kernels.lora import pallas_triton, reference, xla
 from pallas_kernels.lora.api import EmbeddingLora, Lora, WorkList
 from tests.pallas_kernels.rank_pages import LAYERS, PAGES, RANK, Operands, Runs, expected, operands, parted, work_list
+from tests.pallas_kernels.real import INTERPRET
 
 TILES = 3
-interpreted = functools.partial(pallas_triton.lora, interpret=True)
-embedding_interpreted = functools.partial(pallas_triton.embedding_lora, interpret=True)
+kernel = functools.partial(pallas_triton.lora, interpret=INTERPRET)
+embedding_kernel = functools.partial(pallas_triton.embedding_lora, interpret=INTERPRET)
 IMPLEMENTATIONS = pytest.mark.parametrize(
-    "lora", [reference.lora, xla.lora, interpreted], ids=["reference", "xla", "interpreted"]
+    "lora", [reference.lora, xla.lora, kernel], ids=["reference", "xla", "pallas_triton"]
 )
 EMBEDDING_IMPLEMENTATIONS = pytest.mark.parametrize(
     "embedding_lora",
-    [reference.embedding_lora, xla.embedding_lora, embedding_interpreted],
-    ids=["reference", "xla", "interpreted"],
+    [reference.embedding_lora, xla.embedding_lora, embedding_kernel],
+    ids=["reference", "xla", "pallas_triton"],
 )
 
 runs_of_tiles = st.lists(

@@ -1,4 +1,4 @@
-"""LoRA's Triton kernels: their arithmetic in interpret mode, what they refuse, and that they lower for CUDA."""
+"""LoRA's Triton kernels: their arithmetic, what they refuse, and that they lower for CUDA."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from pallas_kernels.lora.config import LoraConfig, Pass, lora_config
 from pallas_kernels.lora.pallas_triton import embedding_lora, lora
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.pallas_kernels.rank_pages import PAGES, Runs, expected, operands, parted, work_list
-from tests.pallas_kernels.test_lora import add, embedding_interpreted, interpreted
+from tests.pallas_kernels.test_lora import add, embedding_kernel, kernel
 
 CAPACITY = 64
 LENGTHS = (0, 1, 2, 4, 5, 16, 17, 21)
@@ -74,7 +74,7 @@ def error(got: Array, due: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 def test_ranks_mix_from_none_to_more_than_a_pass_holds(shape: Shape, lengths: tuple[int, ...], seed: int) -> None:
     runs = [runs_of(lengths[module:] + lengths[:module], seed + module) for module in range(len(shape.widths))]
     x, y, pools = operands(3, shape.tokens, seed, shape.width, shape.widths, shape.dtype)
-    added = add(interpreted, (x, y, pools), 1, work_list(*runs, capacity=CAPACITY), tuple(range(len(runs))))
+    added = add(kernel, (x, y, pools), 1, work_list(*runs, capacity=CAPACITY), tuple(range(len(runs))))
     due = [expected(run, 1, x, part, *pool) for run, part, pool in zip(runs, parted(y, pools), pools, strict=True)]
     assert error(added, np.concatenate(due, axis=2)) < ERRORS[shape.dtype]
 
@@ -84,7 +84,7 @@ def test_the_last_of_a_tiles_items_counts(length: int) -> None:
     runs, shape = runs_of((0, length, 0), seed=1), Shape(dtype="float32", width=24)
     x, y, pools = operands(3, 1, 1, shape.width, shape.widths, shape.dtype)
     short = [run[:-1] for run in runs]
-    added = add(interpreted, (x, y, pools), 1, work_list(short, capacity=CAPACITY))
+    added = add(kernel, (x, y, pools), 1, work_list(short, capacity=CAPACITY))
     assert error(added, expected(short, 1, x, y, *pools[0])) < ERRORS["float32"]
     assert error(added, expected(runs, 1, x, y, *pools[0])) > 1e-3
 
@@ -107,14 +107,14 @@ def test_a_broken_list_reads_nothing_outside(kind: str) -> None:
         for first, end in itertools.pairwise(start)
     ]
     x, y, pools = operands(3, 1, seed=6)
-    added = add(interpreted, (x, y, pools), 1, broken)
+    added = add(kernel, (x, y, pools), 1, broken)
     assert error(added, expected(runs, 1, x, y, *pools[0])) < ERRORS["float32"]
 
 
 def test_a_token_outside_the_vocabulary_adds_nothing() -> None:
     _, y, ((a, b),) = operands(1, 4, seed=7, width=50)
     tokens = jnp.array([[3, 50, -1, 49]], jnp.int32)
-    added = embedding_interpreted(tokens, y, (a[:1], b[:1]), work_list([[(1, 1.0), (2, -1.0)]]), 0)
+    added = embedding_kernel(tokens, y, (a[:1], b[:1]), work_list([[(1, 1.0), (2, -1.0)]]), 0)
     assert [bool((added[0, n] == y[0, n]).all()) for n in range(4)] == [False, True, True, False]
 
 

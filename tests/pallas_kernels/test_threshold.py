@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from pallas_kernels.threshold import pallas_triton, reference, xla
 from pallas_kernels.threshold.api import Threshold
 from tests.gpu.lowering import lower_cuda, triton_kernels
+from tests.pallas_kernels.real import INTERPRET
 
 ROWS = 3
 EDGE = 1e-4
 """Of a row's mass: float32 decides on either side of an edge that is closer."""
 IMPLEMENTATIONS = pytest.mark.parametrize(
     "threshold",
-    [reference.threshold, xla.threshold, partial(pallas_triton.threshold, interpret=True)],
+    [reference.threshold, xla.threshold, partial(pallas_triton.threshold, interpret=INTERPRET)],
     ids=["reference", "xla", "pallas_triton"],
 )
 
