@@ -30,7 +30,7 @@ class AttentionConfig:
         rows: of queries that a program takes: those of its tile that share a KV head, token by token.
         span: positions that one turn of the loop takes; a divisor of a block.
         columns: that hold a head's width; the rest of them is masked.
-        splits: programs that share a tile's positions.
+        splits: programs that share a tile's positions; a power of two.
         warps: of 32 threads, a program.
         stages: of the loop's software pipeline.
     """
@@ -53,7 +53,8 @@ def attention_config(q: Float[Array, "T L H E"], kv: KvCache, table: Int[Array, 
     span = math.gcd(block_tokens, max_span)
     splits = 1
     if tokens == 1:  # a prompt's rows are programs enough, and their partial sums would be more than what they read
-        splits = max(1, min(MIN_PROGRAMS // (tiles * kv_heads), table.shape[1] * block_tokens // span))
+        most = min(MIN_PROGRAMS // (tiles * kv_heads), table.shape[1] * block_tokens // span)
+        splits = 1 << max(0, most.bit_length() - 1)
     return AttentionConfig(
         rows=rows,
         span=span,

@@ -163,13 +163,13 @@ def join_splits_kernel(outputs_ref: Ref, logsums_ref: Ref, output_ref: Ref) -> N
     """One query's output, from what its splits found: each counts by the sum of its weights."""
     head, token, tile = (pl.program_id(axis) for axis in range(3))
     splits, width = outputs_ref.shape[0], outputs_ref.shape[4]
-    split = jnp.arange(pl.next_power_of_2(splits), dtype=jnp.int32)
+    split = jnp.arange(splits, dtype=jnp.int32)
     column = jnp.arange(pl.next_power_of_2(width), dtype=jnp.int32)
-    there, real = split < splits, column < width
-    logsum = plgpu.load(logsums_ref.at[split, tile, token, head], mask=there, other=-jnp.inf)
+    real = column < width
+    logsum = logsums_ref[split, tile, token, head]
     weights = jnp.exp(logsum - jnp.max(logsum))
     place = (split[:, None], tile, token, head, column[None, :])
-    outputs = plgpu.load(outputs_ref.at[place], mask=there[:, None] & real[None, :], other=0)
+    outputs = plgpu.load(outputs_ref.at[place], mask=real[None, :], other=0)
     output = jnp.sum(weights[:, None] * outputs, axis=0) / jnp.sum(weights)
     plgpu.store(output_ref.at[tile, token, head, column], output.astype(output_ref.dtype), mask=real)
 

@@ -106,7 +106,7 @@ def test_few_tiles_share_the_positions_and_many_do_not() -> None:
     tiles, kv = scene(Shape(), [70], [1])
     many = jax.tree.map(lambda array: jnp.repeat(array, 64, axis=0), dataclasses.asdict(tiles))
     crowd = Tiles(**many)
-    assert [config(each, cache(kv)).splits for each in (tiles, crowd)] == [5, 1]
+    assert [config(each, cache(kv)).splits for each in (tiles, crowd)] == [4, 1]
     alone, among = (attend(kernel, each, cache(kv)) for each in (tiles, crowd))
     np.testing.assert_allclose(among, np.broadcast_to(alone, among.shape), atol=1e-6)
 
