@@ -19,6 +19,7 @@ import grpc
 from openlora_jax.errors import EngineStopped, OpenLoraError, Overloaded
 from serving import status
 from serving.engine import LLM
+from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,14 @@ class Call:
     Attributes:
         id: names the call in the log and in an INTERNAL status.
         llm: what answers.
+        metrics: told how its request went.
         facts: for the log line; never text of a prompt or an answer.
     """
 
-    def __init__(self, context: Context, llm: LLM, stall: float) -> None:
+    def __init__(self, context: Context, llm: LLM, metrics: Metrics, stall: float) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.llm = llm
+        self.metrics = metrics
         self.facts: dict[str, object] = {}
         self._context = context
         self._stall = stall
@@ -70,7 +73,7 @@ class Call:
 
     @contextlib.contextmanager
     def logged(self, method: str) -> Iterator[None]:
-        """Writes the call's one line when it is over."""
+        """Counts the call and writes its one line when it is over."""
         started = time.monotonic()
         try:
             yield
@@ -79,6 +82,7 @@ class Call:
             raise  # grpc.aio leaks the call's memory when a handler swallows it
         finally:
             facts = " ".join(f"{name}={value!r}" for name, value in self.facts.items())
+            self.metrics.called(method, self._code)
             log.info("%s %s %s %.0f ms %s", method, self.id, self._code, 1000 * (time.monotonic() - started), facts)
 
 
@@ -89,10 +93,12 @@ class Gate:
     before they cost anything.
 
     Args:
+        metrics: of the server.
         stall: how long one message of a stream may wait for its reader, in seconds.
     """
 
-    def __init__(self, stall: float = 30.0) -> None:
+    def __init__(self, metrics: Metrics, stall: float = 30.0) -> None:
+        self._metrics = metrics
         self._stall = stall
         self._llm: LLM | None = None
         self._refusal = "it is starting"
@@ -119,11 +125,11 @@ class Gate:
     async def run(self, method: str, context: Context, handler: Callable[[Call], Awaitable[Response]]) -> Response:
         """Runs a handler and returns its response, or ends the call with the status of its error."""
         if self._llm is None:
-            await context.abort_with_status(status.to_status(EngineStopped(self._refusal)))
+            await self._refuse(method, context, EngineStopped(self._refusal))
         most = self._llm.config.max_queue + self._llm.config.max_rows
         if self._live >= most:
-            await context.abort_with_status(status.to_status(Overloaded("calls in progress", most)))
-        call = Call(context, self._llm, self._stall)
+            await self._refuse(method, context, Overloaded("calls in progress", most))
+        call = Call(context, self._llm, self._metrics, self._stall)
         with self._counted(), call.logged(method):
             try:
                 return await handler(call)
@@ -135,6 +141,11 @@ class Gate:
             except Exception:  # ours, not the caller's: its text stays in the log
                 log.exception("%s %s failed", method, call.id)
                 return await call.fail(status.internal(call.id))
+
+    async def _refuse(self, method: str, context: Context, error: OpenLoraError) -> Never:
+        refusal = status.to_status(error)
+        self._metrics.called(method, refusal.code.name)
+        await context.abort_with_status(refusal)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ STATES: Mapping[str, pb.AdapterState] = {
 """What the adapter cache calls a state -> what the wire calls it; one that it does not know is on disk."""
 
 
-def page(llm: LLM, size: int, token: str) -> pb.ListAdaptersResponse:
+def page(llm: LLM, size: int, token: str, in_memory_only: bool = False) -> pb.ListAdaptersResponse:
     """The next `size` adapters after the name `token`, by name. A page token is the last name of its page.
 
     Raises:
@@ -27,10 +27,11 @@ def page(llm: LLM, size: int, token: str) -> pb.ListAdaptersResponse:
     """
     if not 0 <= size <= MAX_PAGE_SIZE:
         raise InvalidRequest("page_size", f"is {size}; give 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
-    registered = llm.store.registrations()
+    registered, in_memory = llm.store.registrations(), _in_memory(llm)
+    if in_memory_only:
+        registered = {name: entry for name, entry in registered.items() if entry.digest in in_memory}
     following = sorted(name for name in registered if name > token)
     names = following[: size or DEFAULT_PAGE_SIZE]
-    in_memory = _in_memory(llm)
     return pb.ListAdaptersResponse(
         adapters=[_adapter(llm, name, registered[name].digest, in_memory) for name in names],
         next_page_token=names[-1] if len(names) < len(following) else "",
@@ -75,6 +76,11 @@ def _adapter(llm: LLM, name: str, digest: str, in_memory: Mapping[str, AdapterSt
     adapter = pb.Adapter(name=name, digest=digest, state=pb.ADAPTER_STATE_DISK)
     if status := in_memory.get(digest):
         adapter.state, adapter.requests, adapter.pinned = STATES[status.state], status.requests, status.pinned
+        adapter.host_bytes = status.host_bytes
+    if use := llm.adapters.counters.use(digest):
+        adapter.lookups, adapter.hits, adapter.idle_seconds = use.requests, use.hits, llm.adapters.counters.since(use)
+        if use.load_seconds is not None:
+            adapter.load_seconds = use.load_seconds
     try:
         manifest = llm.store.manifest(digest)
     except BadCheckpoint:

@@ -93,9 +93,9 @@ class Client:
         """The log-probability of each token of `completion` after `prompt`."""
         return self._call(self._stub.Score, score_request(prompt, completion, adapter), pb.ScoreResponse, timeout)
 
-    def list_adapters(self, page_size: int = 0) -> Iterator[pb.Adapter]:
-        """Every registered adapter, by name, fetched a page at a time."""
-        request = pb.ListAdaptersRequest(page_size=page_size)
+    def list_adapters(self, page_size: int = 0, *, in_memory: bool = False) -> Iterator[pb.Adapter]:
+        """Every registered adapter, or those in memory alone, by name, fetched a page at a time."""
+        request = pb.ListAdaptersRequest(page_size=page_size, in_memory=in_memory)
         while True:
             page: pb.ListAdaptersResponse = self._call(self._stub.ListAdapters, request, pb.ListAdaptersResponse)
             yield from page.adapters

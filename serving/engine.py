@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+from openlora_jax.adapters.counters import Counters, MemoryUse
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.config import EngineConfig
@@ -55,10 +56,17 @@ class AdapterStatus(Protocol):
     def requests(self) -> int: ...
     @property
     def pinned(self) -> bool: ...
+    @property
+    def host_bytes(self) -> int: ...
 
 
 class AdapterCache(Protocol):
     """The adapters in memory. Any thread."""
+
+    @property
+    def counters(self) -> Counters: ...
+
+    def memory(self) -> MemoryUse: ...
 
     def status(self) -> Sequence[AdapterStatus]: ...
 

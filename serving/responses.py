@@ -53,7 +53,7 @@ def scored(event: Scored) -> pb.ScoreResponse:
 
 
 def timings(times: Timings) -> pb.Timings:
-    return pb.Timings(queue=times.queue, load=times.load, prefill=times.prefill, decode=times.decode)
+    return pb.Timings(queue=times.queue, load=times.load, prefill=times.prefill, decode=times.decode, room=times.room)
 
 
 def append(output: pb.Output, event: Delta) -> None:

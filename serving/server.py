@@ -7,7 +7,6 @@ the same way, with an error.
 """
 
 import asyncio
-import ipaddress
 import signal
 from collections.abc import Callable
 
@@ -18,6 +17,8 @@ from grpc_reflection.v1alpha import reflection
 from openlora_jax.errors import EngineStopped, InvalidConfig
 from serving.call import Gate
 from serving.engine import LLM
+from serving.loopback import loopback
+from serving.metrics import Metrics, exposed
 from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
 from serving.service import OpenLoraService
@@ -47,13 +48,17 @@ class Server:
         listen: loopback HOST:PORT; port 0 picks a free one.
         stall: how long a message of a stream may wait for its reader, in seconds.
 
+    Attributes:
+        metrics: of what it serves.
+
     Raises:
         InvalidConfig: `listen` is no loopback address.
     """
 
     def __init__(self, listen: str, stall: float = 30.0) -> None:
-        self._host, self._port = loopback(listen)
-        self._gate = Gate(stall)
+        self._host, self._port = loopback("listen", listen)
+        self.metrics = Metrics()
+        self._gate = Gate(self.metrics, stall)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=OPTIONS)
         pb_grpc.add_OpenLoraServicer_to_server(OpenLoraService(self._gate), self._server)
@@ -81,6 +86,7 @@ class Server:
 
     async def open(self, llm: LLM) -> None:
         """Begins to serve."""
+        self.metrics.observe(llm)
         self._gate.open(llm)
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
 
@@ -95,61 +101,53 @@ class Server:
         await self._server.stop(LAST_WORDS_SECONDS)
 
 
-async def serve(build: Callable[[], LLM], listen: str, *, grace: float, announce: Callable[[str], None]) -> None:
+async def serve(
+    build: Callable[[], LLM],
+    listen: str,
+    metrics: str | None = None,
+    *,
+    grace: float,
+    announce: Callable[[str], None],
+) -> None:
     """Serves what `build` returns until SIGTERM or SIGINT, or until its engine fails.
 
     Args:
         build: makes the library, programs compiled; called once, on another thread.
         listen: loopback HOST:PORT; port 0 picks a free one.
+        metrics: the same for metrics over HTTP, from the start to the end; None for none.
         grace: how long calls in progress may go on after the signal, in seconds.
         announce: told the address once it is served.
 
     Raises:
-        InvalidConfig: the address cannot be served on.
+        InvalidConfig: an address cannot be served on.
         EngineStopped: the engine has ended by itself.
         OpenLoraError: what `build` raises.
     """
     server = Server(listen)
     address = await server.start()
     try:
-        llm = await asyncio.to_thread(build)
-        ended, leaving = llm.engine.ended, _first_signal()
-        loop = asyncio.get_running_loop()
-        ended.add_done_callback(lambda _: loop.call_soon_threadsafe(leaving.set))
-        await server.open(llm)
-        announce(address)
-        await leaving.wait()
-        failure = ended.result() if ended.done() else None
-        finished = await server.drain(grace)
-        await asyncio.to_thread(llm.close)
-        if not finished:
-            await server.drain(LAST_WORDS_SECONDS)
-        if failure:
-            raise EngineStopped(failure)
+        with exposed(server.metrics, metrics):
+            llm = await asyncio.to_thread(build)
+            await server.open(llm)
+            announce(address)
+            await _until_it_ends(server, llm, grace)
     finally:
         await server.stop()
 
 
-def loopback(listen: str) -> tuple[str, int]:
-    """The host and port of `HOST:PORT`, an IPv6 host in brackets.
-
-    Raises:
-        InvalidConfig: it is something else, or other machines could reach it.
-    """
-    host, _, port = listen.rpartition(":")
-    if not (port.isdecimal() and int(port) < 2**16):
-        raise InvalidConfig("listen", f"{listen!r} is no HOST:PORT, such as 127.0.0.1:50051")
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        raise InvalidConfig("listen", f"{host!r} is no IP address; use 127.0.0.1, [::1] or localhost") from None
-    if not address.is_loopback:
-        raise InvalidConfig(
-            "listen",
-            f"{host} can be reached from other machines, and there is no authentication: use 127.0.0.1, [::1] or"
-            " localhost, and a tunnel or an authenticating proxy for others",
-        )
-    return (f"[{address}]" if address.version == 6 else str(address)), int(port)
+async def _until_it_ends(server: Server, llm: LLM, grace: float) -> None:
+    """Waits for a signal or the engine's end, then drains; raises EngineStopped where the engine ended by itself."""
+    ended, leaving = llm.engine.ended, _first_signal()
+    loop = asyncio.get_running_loop()
+    ended.add_done_callback(lambda _: loop.call_soon_threadsafe(leaving.set))
+    await leaving.wait()
+    failure = ended.result() if ended.done() else None
+    finished = await server.drain(grace)
+    await asyncio.to_thread(llm.close)
+    if not finished:
+        await server.drain(LAST_WORDS_SECONDS)
+    if failure:
+        raise EngineStopped(failure)
 
 
 def _first_signal() -> asyncio.Event:

@@ -66,12 +66,13 @@ class OpenLoraService:
             async for event in stream:
                 if isinstance(event, Scored):
                     call.facts |= {"prompt": len(score.prompt_ids), "completion": len(score.completion_ids)}
+                    call.metrics.answered(event.timings)
                     return responses.scored(event)
         raise RuntimeError("the stream has ended without its last event")
 
     @rpc
     async def ListAdapters(self, request: pb.ListAdaptersRequest, call: Call) -> pb.ListAdaptersResponse:
-        return await asyncio.to_thread(catalog.page, call.llm, request.page_size, request.page_token)
+        return await asyncio.to_thread(catalog.page, call.llm, request.page_size, request.page_token, request.in_memory)
 
     @rpc
     async def GetAdapter(self, request: pb.GetAdapterRequest, call: Call) -> pb.Adapter:
@@ -93,7 +94,7 @@ class OpenLoraService:
     @rpc
     async def ServerInfo(self, request: pb.ServerInfoRequest, call: Call) -> pb.ServerInfoResponse:
         llm = call.llm
-        stats = llm.engine.stats
+        stats, memory = llm.engine.stats, llm.adapters.memory()
         return pb.ServerInfoResponse(
             version=__version__,
             base_digest=llm.base_digest,
@@ -108,6 +109,11 @@ class OpenLoraService:
             kv_blocks=stats.kv_blocks,
             generated_tokens=stats.generated_tokens,
             preemptions=stats.preemptions,
+            free_pages=sum(pages.get("free", 0) for pages in memory.pages.values()),
+            pages=sum(sum(pages.values()) for pages in memory.pages.values()),
+            host_bytes=memory.host_bytes,
+            host_budget=memory.host_budget,
+            adapters=len(llm.store.registrations()),
         )
 
 
@@ -144,6 +150,7 @@ async def _score_request(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
 
 def _finished(event: Finished, call: Call) -> pb.Finished:
     call.facts |= {"prompt": event.prompt_tokens, "completion": event.completion_tokens}
+    call.metrics.answered(event.timings)
     return responses.finished(event)
 
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Literal, Protocol, runtime_checkable
 
-from openlora_jax.adapters.counters import Counters
+from openlora_jax.adapters.counters import Counters, MemoryUse
 from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, HostCache, StagedPages
 from openlora_jax.adapters.loader import STOPPED, Loader
 from openlora_jax.adapters.pages import AdapterPages, shortage
 from openlora_jax.adapters.registry import Registration
-from openlora_jax.adapters.residency import PageState, Residence, Residency
+from openlora_jax.adapters.residency import Residence, Residency
 from openlora_jax.errors import AdapterUnavailable, OpenLoraError
 
 RETRY_AFTER = 1.0
@@ -78,20 +78,6 @@ class AdapterStatus:
     pinned: bool
     pages: int
     host_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryUse:
-    """What the adapters hold together.
-
-    Attributes:
-        host_bytes: of `host_budget`.
-        pages: module -> state -> pages on the device, without the zero page.
-    """
-
-    host_bytes: int
-    host_budget: int
-    pages: Mapping[str, Mapping[PageState, int]]
 
 
 class Lease:

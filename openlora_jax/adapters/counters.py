@@ -1,4 +1,4 @@
-"""What the tiers of adapters have done since the start: plain numbers, for whoever wants to show them.
+"""What the tiers of adapters have done since the start, and hold: plain numbers, for whoever wants to show them.
 
 A load takes an adapter from its *source* one tier up: from `disk` to host memory, from `host` memory to the device.
 """
@@ -7,7 +7,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -20,6 +20,7 @@ Stage = Literal["wait", "manifest", "read", "stage", "write"]
 """From disk: `wait` for a thread and for room; `manifest` read and checked; arrays `read`, their digest included; pages
 laid out for copying (`stage`). From host memory: the host's part in the `write` into the pool."""
 Reason = Literal["room", "unload", "failure"]
+PageState = Literal["free", "used", "pinned", "idle"]
 
 BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Upper bounds in seconds of what is counted together."""
@@ -83,6 +84,20 @@ class Counts:
     seconds: dict[Stage, Seconds] = field(default_factory=dict)
     evictions: Counter[tuple[Tier, Reason]] = field(default_factory=Counter)
     uses: OrderedDict[str, Use] = field(default_factory=OrderedDict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryUse:
+    """What adapters hold together, now.
+
+    Attributes:
+        host_bytes: of `host_budget`.
+        pages: module -> state -> pages on the device, without the zero page.
+    """
+
+    host_bytes: int
+    host_budget: int
+    pages: Mapping[str, Mapping[PageState, int]]
 
 
 class Load:

@@ -13,10 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from openlora_jax.adapters.counters import Counters, Reason
+from openlora_jax.adapters.counters import Counters, PageState, Reason
 from openlora_jax.adapters.pages import AdapterPages, PageAllocator, shortage
-
-PageState = Literal["free", "used", "pinned", "idle"]
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +75,7 @@ class Residency:
 
     def pages_by_state(self) -> dict[str, Counter[PageState]]:
         """Module -> its pages but the zero page: free, used by requests, else pinned, else idle till room is needed."""
-        found = {module: Counter[PageState](free=self._pages.num_free(module)) for module in self._pages.usable}
+        found = {module: Counter[PageState]({"free": self._pages.num_free(module)}) for module in self._pages.usable}
         for residence in self._recency.values():
             idle: PageState = "pinned" if residence.digest in self.pinned else "idle"
             for module, ids in (residence.pages or {}).items():

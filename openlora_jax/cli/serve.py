@@ -17,6 +17,10 @@ def serve(
     base: Annotated[str | None, typer.Option(help="Converted base model.", show_default="from the config")] = None,
     store: Annotated[str | None, typer.Option(help="Adapter store.", show_default="from the config")] = None,
     listen: Annotated[str | None, typer.Option(help="Loopback HOST:PORT.", show_default="from the config")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Loopback HOST:PORT for Prometheus to scrape.", show_default="from the config, or none"),
+    ] = None,
     backend: BackendOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings alone, not every call.")] = False,
 ) -> None:
@@ -24,7 +28,7 @@ def serve(
     from serving.config import ServerConfig
     from serving.server import serve as run
 
-    given = {"base": base, "store": store, "listen": listen}
+    given = {"base": base, "store": store, "listen": listen, "metrics": metrics}
     named = {key: value for key, value in given.items() if value}
     settings = ServerConfig.load(config).using(backend).model_copy(update=named)
     found = _given("base", settings.base), _given("store", settings.store)
@@ -36,6 +40,7 @@ def serve(
         run(
             lambda: load(*found, config=settings.engine()),
             settings.listen,
+            settings.metrics,
             grace=settings.grace,
             announce=lambda address: typer.echo(f"serving on {address}"),
         )

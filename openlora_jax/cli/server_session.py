@@ -106,4 +106,5 @@ def _scored(answer: "pb.ScoreResponse") -> Scored:
 
 
 def _timings(timings: "pb.Timings") -> Timings:
-    return Timings(queue=timings.queue, load=timings.load, prefill=timings.prefill, decode=timings.decode)
+    names = ("queue", "load", "prefill", "decode", "room")
+    return Timings(**{name: getattr(timings, name) for name in names})

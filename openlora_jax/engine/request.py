@@ -61,12 +61,19 @@ class Delta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timings:
-    """Where a request's time went, in seconds."""
+    """Where a request's time went, in seconds; the first four add up to all of it.
+
+    Attributes:
+        queue: from when its adapters were in host memory to its start.
+        load: until its adapters were in host memory.
+        room: of `queue`, from when everything but room for its adapters on the device was there.
+    """
 
     queue: float
     load: float
     prefill: float
     decode: float
+    room: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

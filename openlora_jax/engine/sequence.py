@@ -115,12 +115,13 @@ class LiveRequest:
         return "adapter load" if self.ready is None else "queue"
 
     def timings(self, now: float) -> Timings:
-        """Where the time went; the parts add up to the time since the submission."""
+        """Where the time went."""
         marks = [self.submitted]
         for mark in (self.ready, self.started, self.answered, now):
             marks.append(max(marks[-1], now if mark is None else mark))
         load, queue, prefill, decode = (after - before for before, after in pairwise(marks))
-        return Timings(queue=queue, load=load, prefill=prefill, decode=decode)
+        room = 0.0 if self.blocked is None else (now if self.started is None else self.started) - self.blocked
+        return Timings(queue=queue, load=load, prefill=prefill, decode=decode, room=room)
 
 
 @dataclass(eq=False, slots=True)

@@ -175,16 +175,18 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue", "load", "prefill", "decode")
+    __slots__ = ("queue", "load", "prefill", "decode", "room")
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
     queue: float
     load: float
     prefill: float
     decode: float
-    def __init__(self, queue: _Optional[float] = ..., load: _Optional[float] = ..., prefill: _Optional[float] = ..., decode: _Optional[float] = ...) -> None: ...
+    room: float
+    def __init__(self, queue: _Optional[float] = ..., load: _Optional[float] = ..., prefill: _Optional[float] = ..., decode: _Optional[float] = ..., room: _Optional[float] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("text", "token_ids", "finish_reason", "logprobs")
@@ -259,7 +261,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., greedy: _Optional[_Iterable[bool]] = ..., adapter_digests: _Optional[_Iterable[str]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "state", "rank", "pages", "requests", "pinned")
+    __slots__ = ("name", "digest", "state", "rank", "pages", "requests", "pinned", "lookups", "hits", "idle_seconds", "load_seconds", "host_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +269,11 @@ class Adapter(_message.Message):
     PAGES_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    LOOKUPS_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     state: AdapterState
@@ -274,15 +281,22 @@ class Adapter(_message.Message):
     pages: int
     requests: int
     pinned: bool
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., rank: _Optional[int] = ..., pages: _Optional[int] = ..., requests: _Optional[int] = ..., pinned: bool = ...) -> None: ...
+    lookups: int
+    hits: int
+    idle_seconds: float
+    load_seconds: float
+    host_bytes: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., rank: _Optional[int] = ..., pages: _Optional[int] = ..., requests: _Optional[int] = ..., pinned: bool = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., host_bytes: _Optional[int] = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
+    __slots__ = ("page_size", "page_token", "in_memory")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    IN_MEMORY_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    in_memory: bool
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., in_memory: bool = ...) -> None: ...
 
 class ListAdaptersResponse(_message.Message):
     __slots__ = ("adapters", "next_page_token", "total")
@@ -325,7 +339,7 @@ class ServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfoResponse(_message.Message):
-    __slots__ = ("version", "base_digest", "vocab_size", "max_model_len", "max_rows", "max_queue", "backend", "running", "waiting", "free_kv_blocks", "kv_blocks", "generated_tokens", "preemptions")
+    __slots__ = ("version", "base_digest", "vocab_size", "max_model_len", "max_rows", "max_queue", "backend", "running", "waiting", "free_kv_blocks", "kv_blocks", "generated_tokens", "preemptions", "free_pages", "pages", "host_bytes", "host_budget", "adapters")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +353,11 @@ class ServerInfoResponse(_message.Message):
     KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     version: str
     base_digest: str
     vocab_size: int
@@ -352,4 +371,9 @@ class ServerInfoResponse(_message.Message):
     kv_blocks: int
     generated_tokens: int
     preemptions: int
-    def __init__(self, version: _Optional[str] = ..., base_digest: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_queue: _Optional[int] = ..., backend: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_kv_blocks: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
+    free_pages: int
+    pages: int
+    host_bytes: int
+    host_budget: int
+    adapters: int
+    def __init__(self, version: _Optional[str] = ..., base_digest: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_queue: _Optional[int] = ..., backend: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_kv_blocks: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., free_pages: _Optional[int] = ..., pages: _Optional[int] = ..., host_bytes: _Optional[int] = ..., host_budget: _Optional[int] = ..., adapters: _Optional[int] = ...) -> None: ...

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from openlora_jax.adapters.counters import Counters, MemoryUse, PageState
 from openlora_jax.adapters.manifest import LowRank, Manifest
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.config import EngineConfig
@@ -89,12 +90,23 @@ class FakeStatus:
     state: Literal["absent", "host", "loading", "resident", "draining"] = "absent"
     requests: int = 0
     pinned: bool = False
+    host_bytes: int = 0
 
 
 @dataclass
 class FakeCache:
+    """Three of ten pages are free, 700 of 1,000 bytes taken."""
+
     known: dict[str, FakeStatus] = field(default_factory=dict)
     broken: str = ""
+    counters: Counters = field(default_factory=Counters)
+
+    def memory(self) -> MemoryUse:
+        pages: dict[str, dict[PageState, int]] = {
+            "q_proj": {"free": 1, "used": 4},
+            "v_proj": {"free": 2, "idle": 2, "pinned": 1},
+        }
+        return MemoryUse(host_bytes=700, host_budget=1000, pages=pages)
 
     def status(self) -> list[FakeStatus]:
         return list(self.known.values())

@@ -56,6 +56,31 @@ async def test_states_and_requests_are_the_caches(stub: Any, llm: FakeLLM) -> No
     assert (adapter.state, adapter.requests, adapter.pinned) == (pb.ADAPTER_STATE_DRAINING, 3, True)
 
 
+async def test_what_an_adapter_was_used_for_is_told(stub: Any, llm: FakeLLM) -> None:
+    digest = digest_of("pirate")
+    llm.adapters.known[digest] = FakeStatus(digest, "host", host_bytes=640)
+    llm.adapters.counters.asked(digest, None)
+    asked = await stub.GetAdapter(pb.GetAdapterRequest(name="pirate"))
+    assert (asked.lookups, asked.hits, asked.host_bytes) == (1, 0, 640)
+    assert 0 <= asked.idle_seconds < 60
+    assert not asked.HasField("load_seconds")
+    with llm.adapters.counters.load(digest, "disk") as load:
+        load.lap("read")
+    llm.adapters.counters.asked(digest, "host")
+    found = await stub.GetAdapter(pb.GetAdapterRequest(name="pirate"))
+    assert (found.lookups, found.hits, found.HasField("load_seconds")) == (2, 1, True)
+    assert not (await stub.GetAdapter(pb.GetAdapterRequest(name="sql"))).HasField("idle_seconds")
+
+
+async def test_what_is_on_disk_alone_can_be_left_out(stub: Any, llm: FakeLLM) -> None:
+    for name in ("pirate", "json"):
+        llm.adapters.known[digest_of(name)] = FakeStatus(digest_of(name), "host")
+    page = await stub.ListAdapters(pb.ListAdaptersRequest(in_memory=True, page_size=1))
+    assert ([adapter.name for adapter in page.adapters], page.total) == (["json"], 2)
+    page = await stub.ListAdapters(pb.ListAdaptersRequest(in_memory=True, page_token=page.next_page_token))
+    assert ([adapter.name for adapter in page.adapters], page.next_page_token) == (["pirate"], "")
+
+
 @pytest.mark.parametrize("llm", [FakeLLM(*(f"a{index}" for index in range(2500)))])
 async def test_thousands_are_listed_a_page_at_a_time(stub: Any, llm: FakeLLM) -> None:
     names, token, sizes = [], "", []

@@ -102,6 +102,11 @@ async def test_server_info(address: str) -> None:
         kv_blocks=50,
         generated_tokens=5,
         preemptions=3,
+        free_pages=3,
+        pages=10,
+        host_bytes=700,
+        host_budget=1000,
+        adapters=3,
     )
 
 

@@ -17,45 +17,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from openlora_jax.errors import EngineStopped, InvalidConfig
 from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
-from serving.server import SERVICE, Server, loopback, serve
+from serving.server import SERVICE, Server, serve
 from serving.service import OpenLoraService
 from tests.serving.fakes import FakeLLM, generate
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-@pytest.mark.parametrize(
-    ("listen", "bound"),
-    [
-        ("127.0.0.1:50051", ("127.0.0.1", 50051)),
-        ("127.3.2.1:0", ("127.3.2.1", 0)),
-        ("localhost:1", ("127.0.0.1", 1)),
-        ("[::1]:65535", ("[::1]", 65535)),
-    ],
-)
-def test_loopback_addresses(listen: str, bound: tuple[str, int]) -> None:
-    assert loopback(listen) == bound
-
-
-@pytest.mark.parametrize(
-    ("listen", "problem"),
-    [
-        ("0.0.0.0:50051", "reached from other machines"),
-        ("[::]:50051", "reached from other machines"),
-        ("192.168.1.2:50051", "reached from other machines"),
-        ("example.com:50051", "no IP address"),
-        (":50051", "no IP address"),
-        ("127.0.0.1", "no HOST:PORT"),
-        ("127.0.0.1:http", "no HOST:PORT"),
-        ("127.0.0.1:65536", "no HOST:PORT"),
-        ("127.0.0.1:-1", "no HOST:PORT"),
-        ("", "no HOST:PORT"),
-    ],
-)
-def test_other_addresses_are_refused(listen: str, problem: str) -> None:
-    with pytest.raises(InvalidConfig, match=problem):
-        loopback(listen)
 
 
 async def test_a_taken_port_is_an_error(address: str) -> None:
