@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from openlora_jax.errors import CannotInstall
+
 
 @contextmanager
 def staged_directory(destination: Path) -> Iterator[Path]:
@@ -31,6 +33,30 @@ def staged_directory(destination: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             raise
+
+
+@contextmanager
+def new_directory(destination: Path, need: int = 0) -> Iterator[Path]:
+    """A `staged_directory` for a caller's own destination, looked at before anything is made.
+
+    Args:
+        destination: what does not exist yet, or is an empty directory.
+        need: bytes that must be free.
+
+    Raises:
+        CannotInstall: the destination is in use, or the disk is full or not writable, now or while the block runs.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CannotInstall(destination, "it exists and is not an empty directory; choose another or remove it")
+    existing = next(folder for folder in destination.absolute().parents if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < need:
+        raise CannotInstall(destination, f"it needs {need:,} bytes, {existing} has {free:,} free")
+    try:
+        with staged_directory(destination) as stage:
+            yield stage
+    except OSError as error:
+        raise CannotInstall(destination, os.strerror(error.errno) if error.errno else str(error)) from error
 
 
 @contextmanager

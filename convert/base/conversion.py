@@ -1,7 +1,5 @@
 """`convert base`: from a Hugging Face directory or a GGUF file to a base directory, whole or not at all."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +14,11 @@ from convert.base.tokenizer_files import TokenizerFiles, read_hf_tokenizer
 from convert.base.weights import convert_weights, weight_bytes
 from openlora_jax.config import Dtype
 from openlora_jax.digest import content_digest
-from openlora_jax.errors import BadCheckpoint, CannotInstall
+from openlora_jax.errors import BadCheckpoint
 from openlora_jax.model.checkpoint import BaseManifest, write_weights
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.progress import Progress
-from openlora_jax.staging import staged_directory
+from openlora_jax.staging import new_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +54,17 @@ def convert_base(source: Path, destination: Path, dtype: Dtype, progress: Progre
         UnsupportedFeature: the source is sound, but not a model that is served here.
         CannotInstall: the destination is in use, or the disk is full or not writable.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise CannotInstall(destination, "it exists and is not an empty directory; choose another or remove it")
-    with _opened(source) as found, _writing(destination):
-        _check_room(destination, weight_bytes(found.config, dtype))
-        with staged_directory(destination) as stage:
-            values = convert_weights(found.tensors, found.config, dtype, progress)
-            size = sum(value.nbytes for value in values.values())
-            progress("digest", 0, size)
-            digest = content_digest(found.config.to_json(), values)
-            progress("saving", 0, size)
-            write_weights(stage, values)
-            found.tokenizer.write(stage)
-            manifest = BaseManifest(config=found.config, dtype=dtype, digest=digest, source=_name(source.resolve()))
-            manifest.write(stage)
-        progress("saving", size, size)
+    with _opened(source) as found, new_directory(destination, weight_bytes(found.config, dtype)) as stage:
+        values = convert_weights(found.tensors, found.config, dtype, progress)
+        size = sum(value.nbytes for value in values.values())
+        progress("digest", 0, size)
+        digest = content_digest(found.config.to_json(), values)
+        progress("saving", 0, size)
+        write_weights(stage, values)
+        found.tokenizer.write(stage)
+        manifest = BaseManifest(config=found.config, dtype=dtype, digest=digest, source=_name(source.resolve()))
+        manifest.write(stage)
+    progress("saving", size, size)
     return BaseReport(manifest, len(values), sum(value.size for value in values.values()), size)
 
 
@@ -109,18 +103,3 @@ def _gguf_source(path: Path) -> BaseSource:
     except BaseException:
         file.close()
         raise
-
-
-def _check_room(destination: Path, need: int) -> None:
-    existing = next(folder for folder in destination.absolute().parents if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if free < need:
-        raise CannotInstall(destination, f"the weights need {need:,} bytes, {existing} has {free:,} free")
-
-
-@contextmanager
-def _writing(destination: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CannotInstall(destination, os.strerror(error.errno) if error.errno else str(error)) from error

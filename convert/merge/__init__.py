@@ -2,6 +2,8 @@
 adapters written back as `peft` reads them.
 """
 
+from convert.merge.export import export_adapter as export_adapter
+from convert.merge.into_base import merge_into_base as merge_into_base
 from convert.merge.merging import Merged as Merged
 from convert.merge.merging import merge as merge
 from convert.merge.recipe import Wish as Wish

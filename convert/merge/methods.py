@@ -14,6 +14,9 @@ from openlora_jax.adapters.recipe import ELECTING, PRUNING, RANDOM, MajoritySign
 F32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+BLOCK_ELEMENTS = 1 << 22
+"""Elements of a delta that are widened to float64 at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Combination:
@@ -91,13 +94,26 @@ def factor_weights(weight: float, scale: float) -> tuple[float, float]:
 
 
 def decomposed(delta: F32, rank: int) -> tuple[F32, F32]:
-    """The best factors of a delta: A `[rank, d_in]`, with orthonormal rows, and B `[rank, d_out]`."""
-    u, s, vh = np.linalg.svd(delta, full_matrices=False)
-    return vh[:rank], (u[:, :rank] * s[:rank]).T
+    """The factors of rank `rank`, A `[rank, d_in]` and B `[rank, d_out]`, whose B'A comes closest to a delta.
+
+    By the eigenvectors of its smaller Gram matrix, in float64: several times faster than a singular value
+    decomposition, and closer than one in float32.
+    """
+    if len(delta) < delta.shape[1]:
+        b, a = decomposed(delta.T, rank)
+        return a, b
+    gram = np.zeros((delta.shape[1], delta.shape[1]))
+    step = max(1, BLOCK_ELEMENTS // delta.shape[1])
+    for first in range(0, len(delta), step):
+        block = delta[first : first + step].astype(np.float64)
+        gram += block.T @ block
+    _, vectors = np.linalg.eigh(gram)
+    a = vectors.T[::-1][:rank].astype(np.float32)
+    return a, a @ delta.T
 
 
 def decomposed_product(a: F32, b: F32, rank: int) -> tuple[F32, F32]:
-    """`decomposed` of B'A, without ever making it, from A `[ranks, d_in]` and B `[ranks, d_out]`."""
+    """`decomposed` of B'A, without making it, from A `[ranks, d_in]` and B `[ranks, d_out]`."""
     q_a, r_a = np.linalg.qr(a.T.astype(np.float64))
     q_b, r_b = np.linalg.qr(b.T.astype(np.float64))
     u, s, vh = np.linalg.svd(r_b @ r_a.T, full_matrices=False)

@@ -1,4 +1,4 @@
-"""`openlora convert`: base models and adapters of others to ours."""
+"""`openlora convert`: base models and adapters of others to ours, merged ones, and back."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from openlora_jax.cli.merge import export, merge
 from openlora_jax.config import Dtype
 from openlora_jax.errors import AdapterExists, InvalidRequest
 
@@ -16,7 +17,7 @@ Quant = Literal["none", "int8", "int4", "nf4"]
 
 @app.callback()
 def convert() -> None:
-    """Convert a base model, or an adapter for a store."""
+    """Convert a base model, or an adapter for a store; merge adapters, or write one back for peft."""
 
 
 @app.command()
@@ -69,3 +70,7 @@ def adapter(
         if current and current.digest != conversion.report["digest"]:
             raise AdapterExists(name, current.digest)
     typer.echo(json.dumps({"name": name, "installed": not dry_run, **conversion.report}, indent=2))
+
+
+app.command()(merge)
+app.command()(export)

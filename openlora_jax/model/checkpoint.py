@@ -95,7 +95,7 @@ def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, jax
     try:
         handler = ocp.PyTreeCheckpointHandler(use_zarr3=True)
         with ocp.Checkpointer(handler) as checkpointer:
-            _check_stored(path, handler.metadata(path).tree, table)
+            check_stored(path, handler.metadata(path).tree, table)
             args = ocp.args.PyTreeRestore(item=dict.fromkeys(table, 0), restore_args=dict.fromkeys(table, how))
             values: dict[str, jax.Array] = checkpointer.restore(path, args=args)
     except (OSError, ValueError, KeyError) as error:
@@ -103,8 +103,12 @@ def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, jax
     return values
 
 
-def _check_stored(path: Path, stored: Mapping[str, Any], table: Mapping[str, Weight]) -> None:
-    """Holds what the files say of their arrays against the table; a chunk is what a read allocates at once."""
+def check_stored(path: Path, stored: Mapping[str, Any], table: Mapping[str, Weight]) -> None:
+    """Holds what the files say of their arrays against the table; a chunk is what a read allocates at once.
+
+    Raises:
+        BadCheckpoint: arrays that are missing, unknown or not as the table asks for.
+    """
     problems = [f"{name} is missing" for name in table.keys() - stored.keys()]
     problems += [f"{str(name)[:100]} is unknown" for name in stored.keys() - table.keys()]
     for name in table.keys() & stored.keys():

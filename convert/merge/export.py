@@ -1,0 +1,88 @@
+"""`convert export`: an adapter of a store as `peft` saves one. B holds the scale, so alpha is the rank."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from openlora_jax.adapters.artifact import Tensors
+from openlora_jax.adapters.factors import F32, layer_factors
+from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.modules import module_name
+from openlora_jax.staging import new_directory
+
+LINEAR = (".lora_A.weight", ".lora_B.weight")
+EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
+
+
+def export_adapter(manifest: Manifest, tensors: Tensors, destination: Path) -> dict[str, Any]:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`, in float32, whole or not at all.
+
+    Returns:
+        A report as JSON.
+
+    Raises:
+        CannotInstall: the destination is in use, or the disk is full or not writable.
+    """
+    factors: dict[str, F32] = {}
+    ranks: dict[str, dict[str, int]] = {module: {} for module in manifest.pages}
+    for module in ranks:
+        for layer in range(manifest.modules[module].layers):
+            if found := layer_factors(manifest, tensors, module, layer):
+                name = module_name(module, layer)
+                ranks[module][name] = len(found.a)
+                ends = EMBEDDING if module == "embed_tokens" else LINEAR
+                for end, values in zip(ends, (found.a, found.b.T), strict=True):
+                    factors[f"base_model.model.{name}{end}"] = np.ascontiguousarray(values)
+    config = peft_config(manifest, {module: named for module, named in ranks.items() if named})
+    with new_directory(destination, sum(values.nbytes for values in factors.values())) as stage:
+        (stage / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(factors, stage / "adapter_model.safetensors", metadata={"format": "pt"})
+    return {"destination": str(destination), "tensors": len(factors), "r": config["r"], "modules": list(ranks)}
+
+
+def peft_config(manifest: Manifest, ranks: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """The configuration of an adapter with scale 1 everywhere.
+
+    Args:
+        manifest: of the adapter.
+        ranks: of every targeted layer, by module and by its full name.
+    """
+    r = max(size.rank for size in manifest.modules.values())
+    patterns = _patterns(ranks, r)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": r,
+        "lora_alpha": r,
+        "rank_pattern": patterns,
+        "alpha_pattern": patterns,
+        "target_modules": _targets(manifest, ranks),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+    }
+
+
+def _targets(manifest: Manifest, ranks: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Modules by their last name, and by their full names where not every layer has one."""
+    targets: list[str] = []
+    for module, named in ranks.items():
+        targets += [module] if len(named) == manifest.modules[module].layers else named
+    return targets
+
+
+def _patterns(ranks: Mapping[str, Mapping[str, int]], r: int) -> dict[str, int]:
+    """What differs from `r`: single layers first, since the first pattern that matches wins, then whole modules."""
+    layers: dict[str, int] = {}
+    modules: dict[str, int] = {}
+    for module, named in ranks.items():
+        common = Counter(named.values()).most_common(1)[0][0]
+        layers |= {name: rank for name, rank in named.items() if rank != common}
+        modules |= {module: common} if common != r else {}
+    return layers | modules
