@@ -52,20 +52,20 @@ class DataSheet:
 
 
 DATA_SHEETS = (
-    DataSheet("A100-SXM4-40GB", 1555, 312, 19.5, 40),
-    DataSheet("A100-PCIE-40GB", 1555, 312, 19.5, 40),
-    DataSheet("A100-SXM4-80GB", 2039, 312, 19.5, 40),
-    DataSheet("A100 80GB PCIe", 1935, 312, 19.5, 40),
-    DataSheet("H100 80GB HBM3", 3352, 989, 67, 50),
-    DataSheet("H100 PCIe", 2039, 756, 51, 50),
-    DataSheet("H100 NVL", 3938, 835, 60, 50),
-    DataSheet("H200", 4800, 989, 67, 50),
-    DataSheet("B200", 8000, 2250, 80, 126),
-    DataSheet("L40S", 864, 362, 91.6, 96),
-    DataSheet("L4", 300, 121, 30.3, 48),
-    DataSheet("A10G", 600, 70, 35, 6),
-    DataSheet("RTX 3090", 936, 71, 35.6, 6),
-    DataSheet("RTX 4090", 1008, 165, 82.6, 72),
+    DataSheet("A100-SXM4-40GB", 1555.0, 312.0, 19.5, 40),
+    DataSheet("A100-PCIE-40GB", 1555.0, 312.0, 19.5, 40),
+    DataSheet("A100-SXM4-80GB", 2039.0, 312.0, 19.5, 40),
+    DataSheet("A100 80GB PCIe", 1935.0, 312.0, 19.5, 40),
+    DataSheet("H100 80GB HBM3", 3352.0, 989.0, 67.0, 50),
+    DataSheet("H100 PCIe", 2039.0, 756.0, 51.0, 50),
+    DataSheet("H100 NVL", 3938.0, 835.0, 60.0, 50),
+    DataSheet("H200", 4800.0, 989.0, 67.0, 50),
+    DataSheet("B200", 8000.0, 2250.0, 80.0, 126),
+    DataSheet("L40S", 864.0, 362.0, 91.6, 96),
+    DataSheet("L4", 300.0, 121.0, 30.3, 48),
+    DataSheet("A10G", 600.0, 70.0, 35.0, 6),
+    DataSheet("RTX 3090", 936.0, 71.0, 35.6, 6),
+    DataSheet("RTX 4090", 1008.0, 165.0, 82.6, 72),
 )
 """By what JAX's `device_kind` contains; the first that fits."""
 

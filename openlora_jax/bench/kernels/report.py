@@ -87,7 +87,7 @@ def table(results: list[Result], backend: str) -> Table:
 def problems(results: list[Result]) -> list[str]:
     """Which implementations were not timed, and why."""
     return [
-        f"{result.op} {result.mix}: {outcome.name}: {outcome.problem}".replace(" :", ":")
+        f"{' '.join([result.op, result.mix]).rstrip()}: {outcome.name}: {outcome.problem}"
         for result in results
         for outcome in result.outcomes
         if not outcome.timed
