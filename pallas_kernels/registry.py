@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
@@ -89,6 +90,10 @@ def implementations(backend: str) -> Ops:
         KeyError: there is no such backend.
     """
     chosen = {op: by_backend[backend] for op, by_backend in TABLE.items()}
+    if backend == "interpret":
+        # The first kernel would import it, which in JAX 0.12 changes what compiled programs are looked up by: the
+        # program that was first would be compiled again, in front of a request.
+        import_module("jax.experimental.pallas.tpu")
     functions: dict[str, Any] = {op: implementation.function for op, implementation in chosen.items()}
     return Ops(backend=backend, chosen=chosen, **functions)
 

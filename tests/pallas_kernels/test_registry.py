@@ -1,5 +1,8 @@
 """Every backend has every op; a backend that cannot run on this machine says which ops declined, and why."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -98,3 +101,27 @@ def test_no_device_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "devices", refuse)
     with pytest.raises(NotImplementedError, match="JAX finds no device"):
         resolve("auto")
+
+
+COMPILES_ONCE = """
+import jax, jax.numpy as jnp
+from pallas_kernels.registry import implementations
+
+ops, traces = implementations("interpret"), []
+
+@jax.jit
+def step(weights):
+    traces.append(weights)
+    return ops.threshold(weights, jnp.ones(1, jnp.int32), jnp.ones(1), jnp.zeros(1, bool))
+
+for _ in range(2):
+    step(jnp.ones((1, 64)))
+print(len(traces))
+"""
+
+
+def test_the_first_program_that_interprets_a_kernel_is_compiled_once() -> None:
+    """In a process of its own: what is imported once stays."""
+    root = Path(__file__).parents[2]
+    ran = subprocess.run([sys.executable, "-c", COMPILES_ONCE], capture_output=True, text=True, check=True, cwd=root)
+    assert ran.stdout == "1\n"
