@@ -1,10 +1,10 @@
 """For CUDA: one kernel for decode and chunked prefill, which reads the stacked cache through the block tables.
 
 A program owns some rows of one KV head: queries of one tile, the heads of the group side by side, so that one read of
-keys and values serves them all. It walks the blocks that its tokens see, a span of N positions a turn:
+keys and values serves them all. It walks the blocks that its tokens see, a span of W positions a turn; with Q rows,
 
-    s[M, N] = q[M, E] K[E, N] / sqrt(E)
-    o[M, E] = softmax(s)[M, N] V[N, E]
+    s[Q, W] = q[Q, E] K[E, W] / sqrt(E)
+    o[Q, E] = softmax(s)[Q, W] V[W, E]
 
 with the running softmax of Milakov and Gimelshein (2018, arXiv:1805.02867) in float32. Keys and values lie in the cache
 as the tensor cores take them. In a decode step of few rows several programs share a tile's positions, and a second
@@ -88,9 +88,9 @@ def paged_attention(
 class _Sums(NamedTuple):
     """A softmax under way: of powers of two, relative to the best score so far."""
 
-    best: Float[Array, "M"]
-    total: Float[Array, "M"]
-    output: Float[Array, "M E"]
+    best: Float[Array, "Q"]
+    total: Float[Array, "Q"]
+    output: Float[Array, "Q E"]
 
 
 def _attend(
@@ -149,7 +149,7 @@ def _attend(
     plgpu.store(logsum_ref.at[split, tile, token, head], sums.best / LOG2_E + jnp.log(total), mask=token < tokens)
 
 
-def _add(sums: _Sums, scores: Float[Array, "M N"], values: Float[Array, "N E"]) -> _Sums:
+def _add(sums: _Sums, scores: Float[Array, "Q W"], values: Float[Array, "W E"]) -> _Sums:
     best = jnp.maximum(sums.best, jnp.max(scores, axis=1))
     weights, shrink = jnp.exp2(scores - best[:, None]), jnp.exp2(sums.best - best)
     return _Sums(
@@ -174,7 +174,7 @@ def join_splits_kernel(outputs_ref: Ref, logsums_ref: Ref, output_ref: Ref) -> N
     plgpu.store(output_ref.at[tile, token, head, column], output.astype(output_ref.dtype), mask=real)
 
 
-def _dot(a: Float[Array, "M I"], b: Float[Array, "I N"]) -> Float[Array, "M N"]:
+def _dot(a: Float[Array, "Q I"], b: Float[Array, "I O"]) -> Float[Array, "Q O"]:
     """In float32; operands in float32 are not cut to TF32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
