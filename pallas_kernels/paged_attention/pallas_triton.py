@@ -14,7 +14,7 @@ No library serves this op. `jax.experimental.pallas.ops.gpu.paged_attention` is 
 values as `[K, B, S, E]`, so that the layer would be cut out of the cache and turned over at every step, takes no head
 width but powers of two, and is deprecated, as are `attention` and `decode_attention` beside it, which know no block
 tables. Of tokamax (0.0.17) every attention kernel for GPUs refuses paging, and it needs Python 3.12 and JAX 0.11. The
-paged attention of cuDNN, in a private module of JAX, takes one layer, as `[B, S, K, E]`, and 16-bit floats alone.
+paged attention of cuDNN, in a private module of JAX, takes one layer, keys with the width last, no float32.
 """
 
 import math
