@@ -143,6 +143,9 @@ _FEATURE_MAJOR = Implementation("xla", linear_xla.linear, "feature-major product
 _PLAIN = Implementation("reference", linear_reference.linear, "XLA's own product, which a kernel would have to beat")
 _SLICES = Implementation("xla", kv_write_xla.kv_write, "one slice update a tile, in place; a scatter goes by element")
 _SCATTER = Implementation("reference", kv_write_reference.kv_write, "one scatter for all tiles, in place")
+_STORES = Implementation(
+    "kv_write_scatter", kv_write_xla.kv_write_scatter, "one scatter for all tiles, by plain stores"
+)
 _ITEMS = Implementation("xla", lora_xla.lora, "a loop over the work list reads each page where it lies")
 _COLUMNS = Implementation("xla", lora_xla.embedding_lora, "a loop over the work list looks up columns where they lie")
 _BLOCKS = Implementation("xla", paged_attention_xla.paged_attention, "as many turns as the longest sequence has blocks")
@@ -176,7 +179,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
         ),
         "tpu": _COLUMNS,
     },
-    "kv_write": {"cpu": _SLICES, "interpret": _SLICES, "cuda": _SCATTER, "tpu": _SCATTER},
+    "kv_write": {"cpu": _SLICES, "interpret": _SLICES, "cuda": _STORES, "tpu": _SCATTER},
     "paged_attention": {
         "cpu": _BLOCKS,
         "interpret": Implementation(
