@@ -4,13 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jax import Array, lax, random
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
 
 from openlora_jax.config import Dtype
 from pallas_kernels.layers import LayerIndex, OverLayers
 
 CALLS = 8
 """Of an op in one program, at least: dispatching a program takes as long as some kernels run."""
+
+PERIOD = 1_000_003
+"""After so many, random numbers repeat: a prime, so that no two pages or blocks are alike."""
 
 Step = Callable[[Any, LayerIndex, Any], Any]
 """(operands, layer, carry) -> carry: one call of an op."""
@@ -65,6 +70,6 @@ def layers_beyond(cache: int, nbytes: int, depth: int) -> int:
 
 
 def normal(seed: int, shape: tuple[int, ...], dtype: Dtype, scale: float = 1.0) -> Array:
-    """Random operands, made on the device."""
-    values: Array = random.normal(random.key(seed), shape, dtype) * scale
-    return values
+    """Random operands."""
+    numbers = np.random.default_rng(seed).normal(0, scale, PERIOD).astype(jnp.dtype(dtype))
+    return jnp.asarray(np.resize(numbers, shape))

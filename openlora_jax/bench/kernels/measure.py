@@ -57,7 +57,7 @@ class Result:
     Attributes:
         floor: the least that a call may take, in microseconds.
         bound: which of bytes and FLOPs sets it.
-        cached: its operands fit into the device's cache together, so that it may take less than moving them.
+        cached: bytes set it, but all of them fit into the device's cache, which may deliver them faster.
         outcomes: its implementations, the backend's own first.
     """
 
@@ -86,7 +86,7 @@ def measure(workload: Workload, ops: Ops, peak: Peak, progress: Progress) -> lis
             operations=case.operations,
             floor=1e6 * floor,
             bound=bound,
-            cached=case.footprint < peak.cache,
+            cached=bound == "bytes" and case.footprint < peak.cache,
             outcomes=outcomes(case, workload),
         )
 
