@@ -1,0 +1,69 @@
+from typing import Any
+
+import pytest
+
+from openlora_jax.adapters.manifest import LowRank, Manifest, Origin
+from openlora_jax.adapters.recipe import Member, Recipe
+
+SIZE: dict[str, Any] = {"layers": 2, "d_in": 4, "d_out": 6, "rank": 3}
+RECIPE = Recipe(method="ties", members=[Member(digest="a" * 64, weight=-0.5)], density=0.5, majority_sign="total")
+
+
+def manifest(recipe: Recipe | None, origin: Origin | None) -> Manifest:
+    modules = {"q_proj": LowRank(**SIZE, origin=origin)}
+    return Manifest(base_digest="b" * 64, dtype="float32", modules=modules, recipe=recipe)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, None])
+@pytest.mark.parametrize("origin", [Origin(ranks=[3, 0], scales=[1.5, 0.0]), None])
+def test_a_manifest_comes_back(recipe: Recipe | None, origin: Origin | None) -> None:
+    found = manifest(recipe, origin)
+    assert Manifest.from_fields(found.to_fields()) == found
+
+
+def test_what_is_not_recorded_has_no_part_in_the_identity() -> None:
+    fields = manifest(None, None).to_fields()
+    assert fields.keys() == {"format", "base_digest", "dtype", "modules"}
+    assert fields["modules"]["q_proj"].keys() == SIZE.keys()
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        {"ranks": [3], "scales": [1.0]},
+        {"ranks": [3, 3], "scales": [1.0]},
+        {"ranks": [2, 2], "scales": [1.0, 1.0]},
+        {"ranks": [3, 4], "scales": [1.0, 1.0]},
+        {"ranks": [3, -1], "scales": [1.0, 1.0]},
+        {"ranks": [3, 3], "scales": [1.0, float("inf")]},
+        {"ranks": [3, 3], "scales": [1.0, "1"]},
+        {"ranks": [3, 3]},
+    ],
+    ids=str,
+)
+def test_an_origin_that_cannot_be(origin: dict[str, Any]) -> None:
+    fields = manifest(None, None).to_fields()
+    fields["modules"]["q_proj"]["origin"] = origin
+    with pytest.raises(ValueError, match=r"modules\.q_proj"):
+        Manifest.from_fields(fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "average"},
+        {"members": []},
+        {"members": [{"digest": "a", "weight": 1.0}]},
+        {"members": [{"digest": "a" * 64, "weight": float("nan")}]},
+        {"density": 0.0},
+        {"density": 1.5},
+        {"seed": -1},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_recipe_that_cannot_be(change: dict[str, Any]) -> None:
+    fields = manifest(RECIPE, None).to_fields()
+    fields["recipe"] |= change
+    with pytest.raises(ValueError, match=r"^recipe\."):
+        Manifest.from_fields(fields)
