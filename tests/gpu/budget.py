@@ -11,7 +11,7 @@ Figures = Mapping[str, int | str]
 
 FILE = Path(__file__).with_name("budget.json")
 WORKLOAD = "llama-3.1-8b"
-SHALLOW, DEEP = 2, 4
+DEPTHS = SHALLOW, DEEP = 2, 4
 """Layers; the difference of the two programs is what two layers cost."""
 TOLERANCE = 0.05
 """How much more than its budget a quantity may be, so that not every small change is one of the budget. Launches and
@@ -50,7 +50,7 @@ def of_adapters(chip: str, variant: Variant = "whole") -> dict[str, int]:
 
 def _of_layers(chip: str, kind: Kind, variant: Variant = "whole") -> dict[str, int]:
     """A step's launches and temporary bytes: of each layer, rounded up, and of all else."""
-    shallow, deep = (compiled(Case(chip, kind, WORKLOAD, layers, variant)) for layers in (SHALLOW, DEEP))
+    shallow, deep = (compiled(Case(chip, kind, WORKLOAD, layers, variant)) for layers in DEPTHS)
     launches = -(-(deep.launches - shallow.launches) // (DEEP - SHALLOW))
     temporary = -(-(deep.temporary - shallow.temporary) // (DEEP - SHALLOW))
     return {
