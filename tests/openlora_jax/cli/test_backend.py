@@ -70,7 +70,7 @@ def test_the_nearest_wins(
 def test_every_computing_command_has_the_switch(
     openlora: RunCli, monkeypatch: pytest.MonkeyPatch, tiny_base: Path, command: tuple[str, ...], by: str
 ) -> None:
-    def refuse(self: LLM, base: str, store: str | None, *, progress: object, config: EngineConfig) -> NoReturn:
+    def refuse(self: LLM, *where: str | None, config: EngineConfig, **others: object) -> NoReturn:
         raise InvalidConfig("seen", config.backend)
 
     monkeypatch.setattr(LLM, "__init__", refuse)
