@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from convert.adapter import convert_adapter
+from convert.base import convert_base
 from convert.merge import Weighted, merge_into_base, read_sources
 from convert.merge.sources import Source
 from openlora_jax import LLM
@@ -23,7 +25,10 @@ from openlora_jax.model.checkpoint import BaseManifest, read_weights, write_weig
 from openlora_jax.model.streaming import NewWeights
 from openlora_jax.model.weights import random_weights, weight_table
 from tests.convert.merge.conftest import ignore
-from tests.openlora_jax.tiny import DIGEST, MODEL, SETTINGS, write_tiny_base
+from tests.openlora_jax.tiny import DIGEST, MODEL, write_tiny_base
+from tests.parity.cases import MIXES
+from tests.parity.conftest import CONFIG
+from tests.parity.goldens import BOUND, MOVED, Goldens, adapter_directory, base_directory, max_difference
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHTS = {"narrow": 0.7, "wide": -0.4}
@@ -112,16 +117,22 @@ def test_a_bfloat16_base_is_rounded_once(base: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(after["layers.1.qkv.weight"], narrow["layers.1.qkv.weight"])
 
 
-def test_it_scores_as_the_mix_does(base: Path, tmp_path: Path) -> None:
-    sources = members(tmp_path, (*LINEAR, "embed_tokens", "lm_head"))
-    merge_into_base(base, sources, tmp_path / "merged", ignore)
-    prompt, completion = list(range(3, 30)), list(range(40, 60))
-    with LLM(base, tmp_path / "store", "cpu", **SETTINGS) as llm:
-        plain, mixed = (each.logprobs for each in llm.score([prompt] * 2, [completion] * 2, [None, WEIGHTS]))
-    with LLM(tmp_path / "merged", None, "cpu", **SETTINGS) as llm:
-        merged = llm.score([prompt], [completion])[0].logprobs
-    np.testing.assert_allclose(merged, mixed, atol=1e-4)
-    assert np.abs(np.subtract(merged, plain)).max() > 1e-2
+@pytest.mark.parametrize("mix", ["signs", "tied"])
+def test_it_scores_as_the_reference_with_the_summed_deltas(tmp_path: Path, mix: str) -> None:
+    """Against committed answers of transformers and peft."""
+    goldens, case = Goldens.load(), MIXES[mix]
+    manifest = convert_base(base_directory(case.base), tmp_path / "base", "float32", ignore).manifest
+    store = AdapterStore.create(tmp_path / "store")
+    for name in case.adapters:
+        converted = convert_adapter(adapter_directory(name), manifest)
+        store.install(name, converted.manifest, converted.tensors)
+    sources = read_sources(store, [Weighted(*each) for each in case.adapters.items()])
+    merge_into_base(tmp_path / "base", sources, tmp_path / "merged", ignore)
+    with LLM(tmp_path / "merged", config=CONFIG) as llm:
+        scored = llm.score([row.prompt_ids for row in goldens.rows], [row.completion_ids for row in goldens.rows])
+    found = [list(each.logprobs) for each in scored]
+    assert max_difference(found, goldens.mixes[mix]) <= BOUND
+    assert max_difference(found, goldens.bases[case.base]) >= MOVED
 
 
 def test_a_result_that_is_not_finite_is_refused(base: Path, tmp_path: Path) -> None:
