@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNEL_TESTS = ROOT / "tests" / "pallas_kernels"
 RESULTS = ROOT / ".cache" / "gpu-check"
 DRIVER_FACTS = "name,driver_version,memory.total,compute_cap,clocks.max.sm,clocks.max.memory,power.limit"
+COMPUTING = ("jax", "jaxlib", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-runtime-cu12", "openlora-jax")
 TIME_LIMIT = 1800.0
 """Of one file of tests, or of the benchmark; seconds."""
 
@@ -56,9 +57,8 @@ def sections() -> Iterator[tuple[str, bool]]:
         if file.name != "test_registry.py":  # it is about machines without a GPU
             found = run_tests(file)
             yield "\n".join(map(str, found)), any(verdict.failure for verdict in found)
-    openlora = (sys.executable, "-m", "openlora_jax")
-    for command in (("doctor", "--backend", "cuda"), ("bench", "kernels", "--json", str(RESULTS / "kernels.json"))):
-        done = run(*openlora, *command)
+    for command in (("doctor",), ("bench", "kernels", "--json", str(RESULTS / "kernels.json"))):
+        done = run(sys.executable, "-m", "openlora_jax", *command, OPENLORA_BACKEND="cuda")
         yield f"\n$ openlora {' '.join(command[:2])}\n{done.stdout}{_end(done.stderr)}", done.returncode != 0
 
 
@@ -67,7 +67,7 @@ def facts() -> list[str]:
     device = run("nvidia-smi", f"--query-gpu={DRIVER_FACTS}", "--format=csv,noheader")
     commit = run("git", "describe", "--always", "--dirty")
     named = sorted((each.metadata["Name"], each.version) for each in distributions())
-    computing = [f"{name} {version}" for name, version in named if name.startswith(("jax", "nvidia-c", "openlora"))]
+    computing = [f"{name} {version}" for name, version in named if name in COMPUTING or name.startswith("jax-cuda")]
     return [f"gpu-check of {commit.stdout.strip()}", device.stdout.strip(), ", ".join(computing), ""]
 
 

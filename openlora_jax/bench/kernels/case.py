@@ -56,8 +56,9 @@ class Case:
 
         def run(operands: Any, carry: Any) -> Any:
             def call(layer: LayerIndex, carry: Any) -> Any:
-                # Else XLA adds up several layers at once, which no model lets it do.
-                return lax.optimization_barrier(step(operands, layer, carry))
+                # Else XLA reads and adds up several layers at once, which no model lets it do.
+                now, so_far = lax.optimization_barrier((operands, carry))
+                return step(now, layer, so_far)
 
             return self.over_layers(self.calls, call, carry)
 
