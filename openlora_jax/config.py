@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from openlora_jax.errors import InvalidConfig
 
@@ -31,9 +31,13 @@ class EngineConfig(BaseModel):
         chunk_buckets: token counts that a prefill program is compiled for, ascending to `prefill_chunk`.
         max_model_len: prompt and output of one sequence, at most.
         kv_block: tokens of a KV block.
-        kv_blocks: blocks of the KV pool; one more than what is usable, block 0 is scratch.
+        device_memory: bytes that the engine may hold on its device, such as `70GB`; None is all that JAX may hold of a
+            GPU or TPU, and on a CPU what the default counts of blocks and pages take.
+        kv_blocks: blocks of the KV pool; one more than what is usable, block 0 is scratch. The memory plan decides
+            where this or one of the following two is not set.
         pool_pages: rank pages of each linear module; page 0 is all zeros.
-        wide_pool_pages: the same for `embed_tokens` and `lm_head`, whose pages are as wide as the vocabulary.
+        wide_pool_pages: the same for `embed_tokens` and `lm_head`, whose pages are as wide as the vocabulary. Not set,
+            they have page 0 alone until an adapter that needs more is registered and the engine started again.
         work_items: (page, scale) items of one module in one step, at most.
         host_cache_bytes: adapters kept in host memory, in bytes.
         loader_threads: adapters read from disk at the same time.
@@ -54,6 +58,7 @@ class EngineConfig(BaseModel):
     )
     max_model_len: Positive = 2048
     kv_block: Positive = Field(default_factory=lambda others: max(32, others["prefill_tile"]))
+    device_memory: Annotated[ByteSize, Field(ge=1)] | None = None
     kv_blocks: Positive = 513
     pool_pages: Positive = 33
     wide_pool_pages: Positive = 5

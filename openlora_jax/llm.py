@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from openlora_jax.adapters.cache import AdapterCache
 from openlora_jax.adapters.manifest import Manifest
-from openlora_jax.adapters.pages import pool_capacities
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.adapters.store import AdapterStore
@@ -25,11 +24,13 @@ from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import InvalidConfig, InvalidRequest
 from openlora_jax.inputs import Adapter, Prompt, completion_ids, mix_of, prompt_ids
-from openlora_jax.memory import MemoryPlan, device_memory
+from openlora_jax.memory import MemoryPlan, device_memory, memory_budget, observed_activations
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
+from openlora_jax.observed import Observed, observed_path
 from openlora_jax.outputs import Generation, collect
+from openlora_jax.planning import demand_of, observed_before, plan_start
 from openlora_jax.progress import Progress
 from openlora_jax.tokenizer import Tokenizer
 from pallas_kernels.registry import Ops, resolve
@@ -47,7 +48,8 @@ class LLM:
                 print(answer.outputs[0].text)
 
     Attributes:
-        config: the settings in force.
+        config: the settings in force, with the number of KV blocks that was planned.
+        plan: what is held on the device.
         model: the base model's architecture.
         base_digest: of the base checkpoint.
         backend: which implementation of the ops runs.
@@ -62,6 +64,7 @@ class LLM:
         *,
         config: EngineConfig | None = None,
         progress: Progress = lambda step, done, total: None,
+        remember: bool = False,
         **settings: Any,
     ) -> None:
         """Loads a base model and compiles its programs, which takes seconds to a minute.
@@ -72,6 +75,7 @@ class LLM:
             backend: see EngineConfig.
             config: all settings at once, in the place of `backend` and the following.
             progress: told about the start's steps.
+            remember: keep in the store what this engine sees of its load, for the memory plan of the next start.
             settings: any other setting of EngineConfig.
 
         Raises:
@@ -84,20 +88,24 @@ class LLM:
         manifest = BaseManifest.read(base)
         self.model = manifest.config
         self.base_digest = manifest.digest
-        self.config = _fitting(config or EngineConfig.of({"backend": backend, **settings}), self.model)
+        config = config or EngineConfig.of({"backend": backend, **settings})
         self.tokenizer = Tokenizer.load(base)
-        self.store = NoStore() if store is None else AdapterStore(store)
-        ops = resolve_ops(self.config.backend)
+        adapters = None if store is None else AdapterStore(store)
+        self.store = adapters or NoStore()
+        ops = resolve_ops(config.backend)
         self.backend = ops.backend
-        plan = MemoryPlan.of(self.config, self.model)
-        plan.check(device_memory())
-        log.info("device memory: %s", plan)
-        self.runner = _runner(base, self.config, self.model, ops)
+        self._observed_path = observed_path(Path(store), self.base_digest) if store and remember else None
+        self._observed = observed_before(self._observed_path, self.base_digest)
+        demand = demand_of(adapters, self.base_digest, self._observed)
+        self.config, self.plan = plan_start(config, self.model, demand, self._observed, memory_budget(config))
+        self.plan.check(device_memory())
+        log.info("device memory: %s", self.plan)
+        self.runner = _runner(base, self.config, self.model, ops, self.plan)
         self.runner.compile(progress)
         self.adapters = AdapterCache(
             self.store,
             self.runner.pool,
-            pool_capacities(self.config),
+            self.plan.pages,
             base_digest=self.base_digest,
             host_bytes=self.config.host_cache_bytes,
             threads=self.config.loader_threads,
@@ -123,6 +131,11 @@ class LLM:
         """Ends what is running and stops all threads."""
         self.engine.stop(0.0)
         self.adapters.close()
+        if self._observed_path is not None:
+            try:
+                self._seen().after(self._observed).write(self._observed_path)
+            except OSError as error:
+                log.warning("the next start cannot plan by this one: %s", error)
 
     def generate(
         self,
@@ -225,6 +238,25 @@ class LLM:
             self.check(request)
         return list(self.run(requests))
 
+    def _seen(self) -> Observed:
+        """What this engine has seen of its load."""
+        stats, counts = self.engine.stats, self.adapters.counters.snapshot()
+        held = {
+            module: sum(by_state.values()) - by_state["free"]
+            for module, by_state in self.adapters.memory().pages.items()
+        }
+        return Observed(
+            base_digest=self.base_digest,
+            uses={digest: use.requests for digest, use in counts.uses.items()},
+            kv_tokens=stats.peak_kv_blocks * self.config.kv_block,
+            preemptions=stats.preemptions,
+            pool_bytes=sum(
+                count * self.plan.pools[module] // self.plan.pages[module] for module, count in held.items()
+            ),
+            evictions=counts.evictions["device", "room"],
+            activations=observed_activations(self.plan),
+        )
+
 
 class NoStore:
     """The store of an engine that has none: every name is a mistake."""
@@ -242,16 +274,6 @@ class NoStore:
         raise KeyError(digest)
 
 
-def _fitting(config: EngineConfig, model: ModelConfig) -> EngineConfig:
-    """The settings, with a context no longer than the model's."""
-    if config.max_model_len <= model.max_position:
-        return config
-    if "max_model_len" in config.model_fields_set:
-        problem = f"{config.max_model_len} is more than the {model.max_position} positions of the base model"
-        raise InvalidConfig("max_model_len", problem)
-    return config.model_copy(update={"max_model_len": model.max_position})
-
-
 def resolve_ops(backend: BackendName) -> Ops:
     try:
         return resolve(backend)
@@ -259,9 +281,9 @@ def resolve_ops(backend: BackendName) -> Ops:
         raise InvalidConfig("backend", str(error)) from error
 
 
-def _runner(base: Path, config: EngineConfig, model: ModelConfig, ops: Ops) -> DeviceRunner:
+def _runner(base: Path, config: EngineConfig, model: ModelConfig, ops: Ops, plan: MemoryPlan) -> DeviceRunner:
     """The weights, and the empty caches and pool, on the device."""
-    pool = AdapterPool.create(model, pool_capacities(config), jnp.dtype(config.dtype))
+    pool = AdapterPool.create(model, plan.pages, jnp.dtype(config.dtype))
     return DeviceRunner(config, model, ops, Parameters.read(base, model, config.dtype), pool)
 
 

@@ -1,4 +1,9 @@
-"""What an engine will hold on its device, in bytes, before any of it is allocated."""
+"""What an engine will hold on its device, in bytes, before any of it is allocated.
+
+The weights and the sampler are what they are. What is left of the budget is divided between the adapters' pages and the
+KV cache: half and half in terms of the default counts, `pool_pages` for `kv_blocks`, unless the last start was short of
+one of the two and not of the other. Counts that a configuration sets are what they are too.
+"""
 
 import math
 import os
@@ -7,64 +12,177 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from openlora_jax.adapters.demand import UNKNOWN, Demand, divide, least_pages, pool_bytes, steady
 from openlora_jax.adapters.modules import module_shapes
-from openlora_jax.adapters.pages import pool_capacities
+from openlora_jax.adapters.pages import CAPACITY_KEYS, pool_capacities
 from openlora_jax.config import EngineConfig
+from openlora_jax.engine.kv_blocks import blocks_for
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.weights import weight_table
+from openlora_jax.observed import Observed
+
+SLACK = 5 / 4
+"""What was observed is planned for with so much more."""
+
+PLANNED = 0.96
+"""Of what JAX may hold of a device with memory of its own: the rest is lost between arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
-    """Bytes by what they are for; activations come on top, and are small beside them.
+    """Bytes by what they are for, and the counts behind them.
 
     Attributes:
-        pools: module name -> its rank pages.
+        kv_blocks: the scratch block included.
+        block_tokens: of a KV block.
+        pages: module name -> its rank pages, the zero page included.
+        pools: module name -> bytes of its rank pages.
         sampler: token counts, prompt tokens and bias of every slot.
+        activations: what a step holds beside these at its height, estimated or observed.
     """
 
     weights: int
     kv: int
+    kv_blocks: int
+    block_tokens: int
+    pages: dict[str, int]
     pools: dict[str, int]
     sampler: int
+    activations: int
 
     @classmethod
-    def of(cls, engine: EngineConfig, model: ModelConfig) -> "MemoryPlan":
-        """The plan of an engine with these settings for this model."""
-        itemsize = 4 if engine.dtype == "float32" else 2
-        kv_token = 2 * model.num_layers * model.kv_size
-        capacities = pool_capacities(engine)
+    def of(
+        cls,
+        engine: EngineConfig,
+        model: ModelConfig,
+        demand: Demand = UNKNOWN,
+        observed: Observed | None = None,
+        budget: int | None = None,
+    ) -> "MemoryPlan":
+        """The plan of an engine with these settings for this model.
+
+        Args:
+            engine: its counts are taken as they are where they were set; else they say what is held without a budget.
+            model: the base model.
+            demand: the adapters that may be asked for.
+            observed: the load of the last start.
+            budget: bytes to stay within, everything included; None for no more than the default counts take.
+        """
+        sizes = Sizes.of(engine, model, observed)
+        pages, blocks = _counts(engine, sizes, demand, observed, budget)
         return cls(
-            weights=itemsize * sum(math.prod(weight.shape) for weight in weight_table(model).values()),
-            kv=itemsize * engine.kv_blocks * engine.kv_block * kv_token,
-            pools={
-                module: itemsize * capacities[module] * shape.page_elements
-                for module, shape in module_shapes(model).items()
-            },
-            sampler=(engine.max_rows + 1) * model.vocab_size * (np.dtype("i4").itemsize + np.dtype("f4").itemsize + 1),
+            weights=sizes.weights,
+            kv=blocks * sizes.block,
+            kv_blocks=blocks,
+            block_tokens=engine.kv_block,
+            pages=pages,
+            pools={module: count * sizes.pages[module] for module, count in pages.items()},
+            sampler=sizes.sampler,
+            activations=sizes.activations,
         )
 
     @property
-    def total(self) -> int:
+    def held(self) -> int:
+        """From the start to the end."""
         return self.weights + self.kv + sum(self.pools.values()) + self.sampler
+
+    @property
+    def total(self) -> int:
+        return self.held + self.activations
 
     def __str__(self) -> str:
         parts = {
             "weights": self.weights,
-            "KV blocks": self.kv,
-            "adapter pages": sum(self.pools.values()),
+            f"{self.kv_blocks} KV blocks of {self.block_tokens} tokens": self.kv,
+            f"adapter pages, {_by_count(self.pages)}": sum(self.pools.values()),
             "the sampler": self.sampler,
+            "activations": self.activations,
         }
-        return f"{_mb(self.total)} MB ({', '.join(f'{_mb(size)} for {name}' for name, size in parts.items())})"
+        return f"{_mb(self.total)} MB ({'; '.join(f'{_mb(size)} for {name}' for name, size in parts.items())})"
 
     def check(self, available: int) -> None:
         """Raises InvalidConfig if it is more than `available` bytes."""
         if self.total > available:
             raise InvalidConfig(
                 "memory",
-                f"the engine would hold {self}, the device has {_mb(available)}; lower kv_blocks or pool_pages",
+                f"the engine would hold {self}, where {_mb(available)} MB may be held; lower kv_blocks or pool_pages,"
+                " max_rows or max_model_len, or choose a smaller base model",
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """Bytes of what is counted, and of what is there once.
+
+    Attributes:
+        block: one KV block.
+        pages: module -> one rank page.
+    """
+
+    weights: int
+    sampler: int
+    activations: int
+    block: int
+    pages: dict[str, int]
+
+    @classmethod
+    def of(cls, engine: EngineConfig, model: ModelConfig, observed: Observed | None) -> "Sizes":
+        itemsize = 4 if engine.dtype == "float32" else 2
+        seen = observed.activations if observed else None
+        return cls(
+            weights=itemsize * sum(math.prod(weight.shape) for weight in weight_table(model).values()),
+            sampler=(engine.max_rows + 1) * model.vocab_size * (np.dtype("i4").itemsize + np.dtype("f4").itemsize + 1),
+            activations=_activations(engine, model) if seen is None else int(SLACK * seen),
+            block=itemsize * engine.kv_block * 2 * model.num_layers * model.kv_size,
+            pages={module: itemsize * shape.page_elements for module, shape in module_shapes(model).items()},
+        )
+
+
+def _activations(engine: EngineConfig, model: ModelConfig) -> int:
+    """An upper estimate: a few copies of the widest arrays of a step, in float32."""
+    tiles = engine.prefill_chunk // engine.prefill_tile
+    logits = 4 * max(engine.max_rows, tiles) * model.vocab_size
+    token = 4 * model.hidden_size + 3 * model.intermediate_size + 2 * (model.q_size + 2 * model.kv_size)
+    return 4 * (logits + engine.prefill_chunk * token)
+
+
+def _counts(
+    engine: EngineConfig, sizes: Sizes, demand: Demand, observed: Observed | None, budget: int | None
+) -> tuple[dict[str, int], int]:
+    """Pages of every module, and KV blocks."""
+    fixed = {module: getattr(engine, key) for module, key in CAPACITY_KEYS.items() if key in engine.model_fields_set}
+    kv, pool = engine.kv_blocks * sizes.block, pool_bytes(pool_capacities(engine), sizes.pages)
+    left = kv + pool if budget is None else budget - sizes.weights - sizes.sampler - sizes.activations
+    if "kv_blocks" in engine.model_fields_set:
+        return divide(demand, sizes.pages, fixed, left - kv), engine.kv_blocks
+    room = left * pool // (kv + pool)
+    if observed:
+        room = _as_observed(observed, room, left, sizes.block // engine.kv_block)
+    least_kv = min(1 + blocks_for(engine.max_model_len, engine.kv_block), engine.kv_blocks) * sizes.block
+    least_pool = pool_bytes(least_pages(demand, sizes.pages, fixed, left - least_kv), sizes.pages)
+    pages = divide(demand, sizes.pages, fixed, min(max(room, least_pool), left - least_kv))
+    blocks = max(2, 1 + steady((left - pool_bytes(pages, sizes.pages)) // sizes.block - 1))
+    if budget is None and not (observed and observed.preemptions):
+        blocks = min(blocks, engine.kv_blocks)  # nobody asked for more, and nobody missed it
+    return pages, blocks
+
+
+def _as_observed(observed: Observed, room: int, left: int, token: int) -> int:
+    """Bytes of the pool: who was short gets what the other never used, though no more than half of the other's."""
+    if observed.preemptions and not observed.evictions:
+        return max(room // 2, min(room, int(SLACK * observed.pool_bytes)))
+    if observed.evictions and not observed.preemptions:
+        return left - max((left - room) // 2, min(left - room, int(SLACK * observed.kv_tokens) * token))
+    return room
+
+
+def _by_count(pages: dict[str, int]) -> str:
+    """Such as `65 of q_proj, v_proj and 17 of k_proj`."""
+    by_count: dict[int, list[str]] = {}
+    for module, count in pages.items():
+        by_count.setdefault(count, []).append(module)
+    return " and ".join(f"{count} of {', '.join(modules)}" for count, modules in sorted(by_count.items(), reverse=True))
 
 
 def _mb(size: int) -> str:
@@ -73,8 +191,37 @@ def _mb(size: int) -> str:
 
 def device_memory() -> int:
     """Bytes that JAX may hold on the default device: of a CPU, this machine's memory."""
-    limits = jax.devices()[0].memory_stats() or {}
-    return int(limits["bytes_limit"]) if "bytes_limit" in limits else host_memory()
+    return _limit() or host_memory()
+
+
+def memory_budget(engine: EngineConfig) -> int | None:
+    """Bytes to plan for: those that the settings give, else all that JAX may hold of a device with its own memory.
+
+    Raises:
+        InvalidConfig: the device has less than the settings give.
+    """
+    available = device_memory()
+    if engine.device_memory is None:
+        limit = _limit()
+        return None if limit is None else int(PLANNED * limit)
+    if engine.device_memory > available:
+        problem = (
+            f"{_mb(engine.device_memory)} MB are more than the {_mb(available)} MB that JAX may hold here; lower it, or"
+            " raise XLA_CLIENT_MEM_FRACTION"
+        )
+        raise InvalidConfig("device_memory", problem)
+    return engine.device_memory
+
+
+def _limit() -> int | None:
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return None if limit is None else int(limit)
+
+
+def observed_activations(plan: MemoryPlan) -> int | None:
+    """Bytes that the default device has held beyond a plan, at most; None where it does not say."""
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else max(0, int(peak) - plan.held)
 
 
 def host_memory() -> int:

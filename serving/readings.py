@@ -80,6 +80,11 @@ def _memory(llm: LLM) -> Iterator[Metric]:
         "Rank pages of the device: free, used by requests, else pinned, else idle till room is needed.",
         labels=["module", "state"],
     )
+    planned = GaugeMetricFamily("openlora_device_bytes", "Device memory by what it was planned for.", labels=["part"])
+    for part in ("weights", "kv", "sampler", "activations"):
+        planned.add_metric([part], getattr(llm.plan, part))
+    planned.add_metric(["adapters"], sum(llm.plan.pools.values()))
+    yield planned
     for module, by_state in memory.pages.items():
         for state in get_args(PageState):
             pages.add_metric([module, state], by_state.get(state, 0))

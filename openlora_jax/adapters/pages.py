@@ -27,7 +27,8 @@ def shortage(counts: Mapping[str, int], room: Mapping[str, int]) -> str | None:
     for module, count in counts.items():
         if count > room[module]:
             key = CAPACITY_KEYS[module]
-            return f"it needs {count} pages of {module} and the pool can give {room[module]}; raise {key}"
+            way_out = f"raise {key}, or leave it out and start again, which plans for what is registered"
+            return f"it needs {count} pages of {module} and the pool can give {room[module]}; {way_out}"
     return None
 
 

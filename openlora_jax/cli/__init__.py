@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from openlora_jax import __version__
-from openlora_jax.cli import adapters, bench, convert, demo, doctor, generate, score, serve, top, train
+from openlora_jax.cli import adapters, bench, convert, demo, doctor, generate, plan_memory, score, serve, top, train
 from openlora_jax.errors import EngineStopped, OpenLoraError
 
 app = typer.Typer(
@@ -24,7 +24,15 @@ app = typer.Typer(
 app.add_typer(convert.app, name="convert")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(bench.app, name="bench")
-for command in (generate.generate, score.score, serve.serve, top.top, train.train, doctor.doctor):
+for command in (
+    generate.generate,
+    score.score,
+    serve.serve,
+    top.top,
+    train.train,
+    plan_memory.plan_memory,
+    doctor.doctor,
+):
     app.command()(command)
 app.command(hidden=True)(demo.demo)
 

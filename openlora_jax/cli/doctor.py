@@ -6,13 +6,18 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from openlora_jax import __version__
 from openlora_jax.cli.generate import BackendOption, BaseOption, ConfigOption
-from openlora_jax.config import BackendName, EngineConfig
+from openlora_jax.cli.plan_memory import memory_table
+from openlora_jax.config import BackendName
+
+if TYPE_CHECKING:
+    from serving.config import ServerConfig
 
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tokenizers", "grpcio")
 
@@ -52,19 +57,17 @@ def _ops(backend: BackendName) -> Table:
     return _table(f"ops of backend {ops.backend}", {op: (each.name, each.reason) for op, each in ops.chosen.items()})
 
 
-def _memory(base: Path, settings: EngineConfig) -> Table:
-    from openlora_jax.memory import MemoryPlan
+def _memory(base: Path, settings: "ServerConfig") -> Table:
+    from openlora_jax.adapters.demand import UNKNOWN
+    from openlora_jax.adapters.store import AdapterStore
     from openlora_jax.model.checkpoint import BaseManifest
+    from openlora_jax.observed import Observed
+    from openlora_jax.planning import demand_of, plan_start
 
-    plan = MemoryPlan.of(settings, BaseManifest.read(base).config)
-    rows = {
-        "weights": plan.weights,
-        f"{settings.kv_blocks} KV blocks of {settings.kv_block} tokens": plan.kv,
-        **{f"adapter pages of {module}": size for module, size in plan.pools.items()},
-        "sampler": plan.sampler,
-        "in all": plan.total,
-    }
-    return _table("device memory, MB", {name: f"{size / 1e6:,.1f}" for name, size in rows.items()})
+    manifest, engine = BaseManifest.read(base), settings.engine()
+    nothing = Observed(base_digest=manifest.digest)
+    demand = demand_of(AdapterStore(settings.store), manifest.digest, nothing) if settings.store else UNKNOWN
+    return memory_table(plan_start(engine, manifest.config, demand, nothing, engine.device_memory)[1])
 
 
 def _table(title: str, rows: Mapping[str, str | tuple[str, ...]]) -> Table:

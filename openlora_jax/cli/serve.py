@@ -38,7 +38,7 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while programs compile; the server drains at it
     asyncio.run(
         run(
-            lambda: load(*found, config=settings.engine()),
+            lambda: load(*found, config=settings.engine(), remember=True),
             settings.listen,
             settings.metrics,
             grace=settings.grace,

@@ -63,6 +63,7 @@ class EngineStats:
         running: sequences with a slot.
         waiting: requests that have not started.
         free_kv_blocks: of `kv_blocks`, without the scratch block.
+        peak_kv_blocks: that sequences held at once, at most.
         generated_tokens: sampled tokens that were delivered.
         steps: iterations that dispatched work.
         preemptions: sequences that gave up their KV blocks and were recomputed.
@@ -72,6 +73,7 @@ class EngineStats:
     waiting: int
     free_kv_blocks: int
     kv_blocks: int
+    peak_kv_blocks: int
     generated_tokens: int
     steps: int
     preemptions: int
@@ -147,6 +149,7 @@ class Engine:
             waiting=len(self._queued),
             free_kv_blocks=blocks.num_free,
             kv_blocks=blocks.usable,
+            peak_kv_blocks=blocks.peak,
             generated_tokens=self._generated,
             steps=self._steps,
             preemptions=self._scheduler.preemptions,

@@ -20,11 +20,13 @@ class BlockPool:
     Attributes:
         block_size: positions of a block.
         usable: blocks that can be given away at all.
+        peak: of them, given away at once so far.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
         self.usable = num_blocks - 1
+        self.peak = 0
         self._free = list(range(num_blocks - 1, SCRATCH_BLOCK, -1))
         self._holders: dict[int, int] = {}
 
@@ -38,6 +40,7 @@ class BlockPool:
             return None
         blocks = [self._free.pop() for _ in range(count)]
         self._holders.update(dict.fromkeys(blocks, 1))
+        self.peak = max(self.peak, len(self._holders))
         return blocks
 
     def share(self, blocks: Iterable[int]) -> None:

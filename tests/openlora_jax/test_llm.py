@@ -16,6 +16,7 @@ from openlora_jax.adapters.synthetic import install_synthetic
 from openlora_jax.engine.request import GenerateRequest, MixItem
 from openlora_jax.engine.sampling import SamplerState
 from openlora_jax.errors import (
+    AdapterUnavailable,
     EngineStopped,
     InvalidConfig,
     InvalidRequest,
@@ -24,7 +25,7 @@ from openlora_jax.errors import (
     UnknownAdapter,
 )
 from openlora_jax.inputs import Adapter, Prompt
-from openlora_jax.memory import MemoryPlan
+from openlora_jax.observed import Observed, observed_path
 from openlora_jax.outputs import Generation, collect
 from pallas_kernels.kv_cache import KvCache
 from tests.openlora_jax.tiny import DIGEST, MODEL, SETTINGS
@@ -181,9 +182,46 @@ def test_a_config_stands_alone(tiny_base: Path, tiny_llm: LLM) -> None:
 @pytest.mark.slow
 def test_without_a_store_only_the_base_answers(tiny_base: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "openlora_jax"), LLM(tiny_base, **SETTINGS) as llm:
-        assert f"device memory: {MemoryPlan.of(llm.config, llm.model)}" in caplog.text
+        assert f"device memory: {llm.plan}" in caplog.text
+        assert set(llm.plan.pages.values()) == {1, SETTINGS["wide_pool_pages"]}, "no room for adapters there are not"
         assert llm.generate("a", GREEDY)[0].adapter_digests == ()
         with pytest.raises(InvalidConfig, match="no adapter 'one'"):
             llm.generate("a", GREEDY, "one")
     with pytest.raises(OpenLoraError, match="stopped"):
         llm.generate("a", GREEDY)
+
+
+@pytest.mark.slow
+def test_a_start_plans_for_what_is_registered_and_was_asked_for(tiny_base: Path, tmp_path: Path) -> None:
+    """First nobody targets the head; one who does is refused until the next start, which has room for it."""
+    store = AdapterStore.create(tmp_path)
+    settings = {key: value for key, value in SETTINGS.items() if key != "wide_pool_pages"}
+    install_synthetic(store, MODEL, DIGEST, {"one": 1}, scale=1.0)
+    with LLM(tiny_base, tmp_path, **settings, remember=True) as llm:
+        before = llm.plan
+        assert before.pages["lm_head"] == 1
+        install_synthetic(store, MODEL, DIGEST, {"headed": 2}, modules=("lm_head",), rank=40, scale=1.0)
+        with pytest.raises(AdapterUnavailable, match=r"3 pages of lm_head .* give 0; .* start again, which plans for"):
+            llm.generate("a", GREEDY, "headed")
+        llm.generate(["a"] * 9, GREEDY, "one")
+    observed = Observed.read(observed_path(tmp_path, DIGEST), DIGEST)
+    assert observed.uses == {store.resolve("one"): 9, store.resolve("headed"): 1}
+    assert observed.kv_tokens > 0
+    with LLM(tiny_base, tmp_path, **settings, remember=True) as llm:
+        assert llm.plan.pages["lm_head"] >= 4
+        assert llm.plan.total <= before.total + 4 * before.pools["lm_head"]
+        assert llm.generate("a", GREEDY, "headed")[0].adapter_digests == (store.resolve("headed"),)
+    assert Observed.read(observed_path(tmp_path, DIGEST), DIGEST).uses[store.resolve("one")] == 4
+
+
+@pytest.mark.slow
+def test_what_cannot_be_kept_is_no_error(
+    tiny_base: Path, tiny_store: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Observed, path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Observed, "write", refuse)
+    with LLM(tiny_base, tiny_store, **SETTINGS, remember=True):
+        pass
+    assert "the next start cannot plan by this one" in caplog.text

@@ -37,8 +37,9 @@ SETTINGS: dict[str, Any] = {
     "chunk_buckets": (32,),
     "kv_block": 16,
     "kv_blocks": 65,
+    "wide_pool_pages": 5,
 }
-"""One program of each kind."""
+"""One program of each kind; embedding and head, which no adapter of the store has, may be targeted too."""
 
 
 def write_tiny_base(path: Path) -> Path:

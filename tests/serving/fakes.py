@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from openlora_jax.adapters.counters import Counters, MemoryUse, PageState
@@ -170,6 +171,7 @@ class FakeEngine:
             waiting=self.waiting,
             free_kv_blocks=50 - self.live,
             kv_blocks=50,
+            peak_kv_blocks=9,
             generated_tokens=self._generated,
             steps=0,
             preemptions=3,
@@ -263,6 +265,11 @@ def _score(request: ScoreRequest, digests: tuple[str, ...]) -> Scored:
     return Scored(logprobs=logprobs, greedy=greedy, adapter_digests=digests, timings=TIMINGS)
 
 
+class FakePlan:
+    weights, kv, sampler, activations = 1000, 200, 30, 4
+    pools: Mapping[str, int] = MappingProxyType({"q_proj": 500, "v_proj": 600})
+
+
 class FakeModel:
     vocab_size = VOCAB
 
@@ -271,6 +278,7 @@ class FakeLLM:
     base_digest = "f" * 64
     backend = "cpu"
     model = FakeModel()
+    plan = FakePlan()
 
     def __init__(self, *names: str, damaged: str = "", step: float = 0.001, max_queue: int = 1024) -> None:
         self.config = EngineConfig(max_model_len=256, max_queue=max_queue)

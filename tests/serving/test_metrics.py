@@ -118,6 +118,7 @@ async def test_what_adapters_do_by_tier(scraped: tuple[Any, str], llm: FakeLLM) 
     assert (found["openlora_registered_adapters"], found["openlora_adapters{state=resident}"]) == (3, 1)
     assert (found["openlora_kv_blocks{state=free}"], found["openlora_kv_blocks{state=used}"]) == (50, 0)
     assert found["openlora_preemptions_total"] == 3
+    assert (found["openlora_device_bytes{part=weights}"], found["openlora_device_bytes{part=adapters}"]) == (1000, 1100)
 
 
 @pytest.mark.parametrize("llm", [FakeLLM(*(f"adapter-{index}" for index in range(1000)))])

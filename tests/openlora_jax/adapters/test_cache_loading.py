@@ -11,7 +11,8 @@ def test_an_adapter_larger_than_the_pool_fails_before_it_is_read(world: World) -
     lease = world.ready("huge")
     assert isinstance(lease.error, AdapterUnavailable)
     assert str(lease.error) == (
-        "adapter 'HUGE' (huge) cannot be served: it needs 4 pages of q_proj and the pool can give 3; raise pool_pages"
+        "adapter 'HUGE' (huge) cannot be served: it needs 4 pages of q_proj and the pool can give 3;"
+        " raise pool_pages, or leave it out and start again, which plans for what is registered"
     )
     assert world.source.reads == []
 

@@ -21,7 +21,8 @@ from openlora_jax.cli.serve import serve
 from openlora_jax.config import EngineConfig
 from tests.serving.fakes import FakeLLM
 
-def llm(base, store, progress, config):
+def llm(base, store, progress, config, remember):
+    assert remember
     assert (base, store) == ("BASE", "STORE")
     assert config == EngineConfig(backend="cpu", max_rows=4, row_buckets=(1, 4))
     progress("decode[1]", 0, 2)

@@ -102,3 +102,18 @@ def test_timings_add_up() -> None:
     assert isinstance(last, Finished)
     timings = last.timings
     assert (timings.load, timings.queue, timings.prefill, timings.decode) == (1.0, 0.0, 2.0, 0.0)
+    assert timings.room == 0.0
+
+
+def test_the_wait_for_room_is_a_part_of_the_queue() -> None:
+    bench = Bench(small_config(), FakeAdapters(num_pages=3, rank_pages=lambda number: 2))
+    first = bench.submit(generate([5], {"a1": 1.0}, max_tokens=100))
+    bench.engine.step()
+    second = bench.submit(generate([5], {"a2": 1.0}, max_tokens=1))
+    bench.engine.step()
+    bench.clock.now += 3
+    first.cancel()
+    bench.settle()
+    last = collect(second).last
+    assert isinstance(last, Finished)
+    assert (last.timings.load, last.timings.queue, last.timings.room) == (0.0, 3.0, 3.0)

@@ -1,0 +1,161 @@
+"""The memory plan: what the default counts take, what a budget is divided into, and what was observed changes."""
+
+from typing import Any
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openlora_jax import memory
+from openlora_jax.adapters.demand import NONE, UNKNOWN, Demand, Kind
+from openlora_jax.adapters.modules import MODULES
+from openlora_jax.config import EngineConfig
+from openlora_jax.errors import InvalidConfig
+from openlora_jax.memory import MemoryPlan, device_memory, memory_budget
+from openlora_jax.observed import Observed
+from tests.openlora_jax.adapters.test_demand import registered
+from tests.openlora_jax.tiny import MODEL, SETTINGS
+from tests.test_configs import SMOLLM2_135M
+
+BASE = "f" * 64
+BUDGET = 40_000_000
+SMALL = EngineConfig(max_rows=4, prefill_chunk=32, kv_block=16, max_model_len=128)
+TODAY = EngineConfig.of(
+    SMALL.model_dump(include=SMALL.model_fields_set) | {"kv_blocks": 513, "pool_pages": 33, "wide_pool_pages": 5}
+)
+
+
+def observed(**facts: Any) -> Observed:
+    return Observed(base_digest=BASE, **facts)
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("bfloat16", 2)])
+def test_bytes_of_each_part(dtype: str, itemsize: int) -> None:
+    """Worked out by hand from the tiny model: 2 layers of width 32, 2 KV heads of 8, MLP 48, 300 tokens, head tied."""
+    settings = {**SETTINGS, "pool_pages": 3, "wide_pool_pages": 2, "dtype": dtype}
+    plan = MemoryPlan.of(EngineConfig.of(settings), MODEL)
+    layer = 32 + (32 + 16 + 16) * 32 + 32 * 32 + 32 + 2 * 48 * 32 + 32 * 48
+    assert plan.weights == itemsize * (300 * 32 + 2 * layer + 32)
+    assert plan.kv == itemsize * 65 * 16 * 2 * 2 * 16
+    assert plan.pools["q_proj"] == itemsize * 3 * 2 * 16 * (32 + 32)
+    assert plan.pools["k_proj"] == itemsize * 3 * 2 * 16 * (32 + 16)
+    assert plan.pools["lm_head"] == itemsize * 2 * 16 * (32 + 300)
+    assert plan.sampler == 5 * 300 * 9
+    assert plan.held == plan.weights + plan.kv + sum(plan.pools.values()) + plan.sampler
+    assert plan.total == plan.held + plan.activations
+    plan.check(plan.total)
+    assert str(plan).startswith(f"{plan.total / 1e6:,.0f} MB (")
+    assert "adapter pages, 3 of q_proj, k_proj" in str(plan)
+    with pytest.raises(InvalidConfig, match="lower kv_blocks or pool_pages"):
+        plan.check(plan.total - 1)
+
+
+def test_without_a_budget_the_default_counts_come_out() -> None:
+    plan = MemoryPlan.of(EngineConfig(), SMOLLM2_135M)
+    assert plan.kv_blocks == 513
+    assert {plan.pages[module] for module in MODULES[:7]} == {33}
+    assert {plan.pages[module] for module in MODULES[7:]} == {1}, "nobody targets them"
+
+
+@settings(deadline=None)
+@given(registered=registered)
+def test_without_a_budget_no_more_is_held_than_the_default_counts_take(registered: dict[Kind, int]) -> None:
+    demand = Demand(registered)
+    plan = MemoryPlan.of(SMALL, MODEL, demand)
+    assert plan.total <= MemoryPlan.of(TODAY, MODEL, demand).total
+    assert plan.kv_blocks <= 513
+    for kind in demand.kinds:
+        assert all(count < plan.pages[module] for module, count in kind)
+
+
+@settings(deadline=None)
+@given(
+    registered=registered,
+    budget=st.integers(1, 400_000_000),
+    facts=st.none()
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "kv_tokens": st.integers(0, 100_000),
+            "preemptions": st.integers(0, 2),
+            "pool_bytes": st.integers(0, 10**8),
+            "evictions": st.integers(0, 2),
+            "activations": st.none() | st.integers(0, 10**6),
+        },
+    ),
+)
+def test_a_budget_is_not_exceeded_or_refused(
+    registered: dict[Kind, int], budget: int, facts: dict[str, Any] | None
+) -> None:
+    demand, seen = Demand(registered), None if facts is None else observed(**facts)
+    plan = MemoryPlan.of(SMALL, MODEL, demand, seen, budget)
+    if plan.total > budget:
+        nothing = MemoryPlan.of(SMALL, MODEL, NONE, seen, budget)
+        assert nothing.kv_blocks < 1 + 128 // 16 + 1, "there was no room for one sequence, and nothing else to give"
+        with pytest.raises(InvalidConfig):
+            plan.check(budget)
+        return
+    plan.check(budget)
+    one_of_each = MemoryPlan.of(EngineConfig.of({**_given(), "wide_pool_pages": 17, "pool_pages": 17}), MODEL, demand)
+    if one_of_each.held - one_of_each.kv + plan.activations + 10 * (plan.kv // plan.kv_blocks) <= budget:
+        for kind in demand.kinds:
+            assert all(count < plan.pages[module] for module, count in kind), "each registered adapter fits alone"
+
+
+def _given() -> dict[str, Any]:
+    return SMALL.model_dump(include=SMALL.model_fields_set)
+
+
+@pytest.mark.parametrize(
+    ("given_counts", "pages", "blocks"),
+    [
+        ({"pool_pages": 7}, {"q_proj": 7, "lm_head": 1}, None),
+        ({"wide_pool_pages": 4}, {"lm_head": 4}, None),
+        ({"kv_blocks": 20}, {"lm_head": 1}, 20),
+        ({"kv_blocks": 20, "pool_pages": 7, "wide_pool_pages": 4}, {"q_proj": 7, "lm_head": 4}, 20),
+    ],
+)
+@pytest.mark.parametrize("budget", [None, BUDGET])
+def test_what_a_configuration_sets_stays(
+    given_counts: dict[str, int], pages: dict[str, int], blocks: int | None, budget: int | None
+) -> None:
+    plan = MemoryPlan.of(EngineConfig.of({**_given(), **given_counts}), MODEL, UNKNOWN, None, budget)
+    assert {module: plan.pages[module] for module in pages} == pages
+    assert blocks in (None, plan.kv_blocks)
+
+
+def test_who_was_short_gets_what_the_other_did_not_use() -> None:
+    even = MemoryPlan.of(SMALL, MODEL, UNKNOWN, observed(), BUDGET)
+    both = MemoryPlan.of(SMALL, MODEL, UNKNOWN, observed(evictions=5, preemptions=5), BUDGET)
+    pool = MemoryPlan.of(SMALL, MODEL, UNKNOWN, observed(evictions=5, kv_tokens=100), BUDGET)
+    cache = MemoryPlan.of(SMALL, MODEL, UNKNOWN, observed(preemptions=5, pool_bytes=1000), BUDGET)
+    assert both == even
+    assert pool.pages["q_proj"] > even.pages["q_proj"] > cache.pages["q_proj"]
+    assert pool.kv_blocks < even.kv_blocks < cache.kv_blocks
+    assert pool.kv >= 0.45 * even.kv
+    assert sum(cache.pools.values()) >= 0.45 * sum(even.pools.values()), "no more than half is taken away"
+
+
+def test_observed_activations_take_the_place_of_the_estimate() -> None:
+    plan = MemoryPlan.of(SMALL, MODEL, UNKNOWN, observed(activations=1000), BUDGET)
+    assert plan.activations == 1250
+
+
+class Gpu:
+    def memory_stats(self) -> dict[str, int]:
+        return {"bytes_limit": 1_000_000, "peak_bytes_in_use": 900_000}
+
+
+def test_the_budget_is_what_the_settings_say_or_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_bytes = EngineConfig.of({"device_memory": "500kB"})
+    assert memory_budget(EngineConfig()) is None, "a CPU's memory is not the engine's alone"
+    assert memory_budget(given_bytes) == 500_000
+    assert memory.observed_activations(MemoryPlan.of(SMALL, MODEL)) is None
+    monkeypatch.setattr(jax, "devices", lambda: [Gpu()])
+    assert device_memory() == 1_000_000
+    assert memory_budget(EngineConfig()) == 960_000
+    assert memory_budget(given_bytes) == 500_000
+    assert memory.observed_activations(MemoryPlan.of(SMALL, MODEL)) == 0
+    with pytest.raises(InvalidConfig, match="device_memory: 2 MB are more than the 1 MB"):
+        memory_budget(EngineConfig.of({"device_memory": 2_000_000}))
