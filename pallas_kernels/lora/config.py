@@ -12,8 +12,9 @@ BLOCK_BYTES = 20 * 1024
 """What a loop's step loads at most. Three are under way at once, so 64 programs ask for 3 MB at a time; memory of
 3.3 TB/s has to be asked for 2 MB at a time, what it delivers while an answer takes its 600 ns."""
 STAGES = 4
-STRETCH = 128
-"""Columns that one sum of x A^T takes of a block. Each of its 8 tensor core products waits for the one before."""
+STRETCH = 256
+"""Columns that one sum of x A^T takes of a block. Each of its 16 tensor core products waits for the one before; of
+narrower sums, and so more, the addresses spill."""
 MIN_PROGRAMS = 64
 """With fewer, spans are halved, although each of them computes x A^T anew."""
 WIDE_OUTPUT = 8
@@ -65,10 +66,10 @@ class LoraConfig:
 def lora_config(tiles: int, tokens: int, width_in: int, widths_out: tuple[int, ...], itemsize: int) -> LoraConfig:
     """For tiles of some tokens, and the modules that share their input.
 
-    64 rows of 16-bit numbers are what the tensor cores of Hopper and Blackwell want at least; their sums at 256 ranks
-    need the registers of 8 warps. 32-bit numbers are multiplied on plain cores, where more than 16 rows spill.
+    64 rows of 16-bit numbers are what the tensor cores of Hopper and Blackwell want at least. Between 16 and 64 there
+    is nothing to gain, and numbers of 32 bits are multiplied on plain cores, where more than 16 rows spill.
     """
-    rows = min(tokens, 64 if itemsize == 2 else 16)
+    rows = 64 if itemsize == 2 and tokens >= 64 else min(tokens, 16)
     passes = tuple(_pass(pages, rows, itemsize) for pages in PASS_PAGES)
     narrowest = max(each.block for each in passes)
 
@@ -78,7 +79,7 @@ def lora_config(tiles: int, tokens: int, width_in: int, widths_out: tuple[int, .
     span = max(narrowest, pl.next_power_of_2(max(widths_out)))
     while span > narrowest and (programs(span) < MIN_PROGRAMS or span > WIDE_OUTPUT * width_in):
         span //= 2
-    return LoraConfig(rows=rows, span=span, passes=passes, warps=8 if rows == 64 else 4, stages=STAGES)
+    return LoraConfig(rows=rows, span=span, passes=passes, warps=8 if rows >= 16 else 4, stages=STAGES)
 
 
 def _pass(pages: int, rows: int, itemsize: int) -> Pass:

@@ -43,7 +43,7 @@ class _Listed(NamedTuple):
 
 
 class _Ranks(NamedTuple):
-    """Those of one pass, page by page. Nothing is read for one that is not live."""
+    """Those of one pass, page by page. For one that is not live nothing is read, and its scale is 0."""
 
     page: Int[Array, "Q"]
     rank: Int[Array, "Q"]
@@ -193,7 +193,7 @@ def _load_ranks(listed: _Listed, item: Array, end: Array, pages: int) -> _Ranks:
     page = plgpu.load(listed.page.at[listed.module, items], mask=items < end, other=0)
     scale = plgpu.load(listed.scale.at[listed.module, items], mask=items < end, other=0.0)
     live = (items < end) & (page >= 0) & (page < listed.pages)
-    return _Ranks(page, lax.rem(rank, jnp.int32(PAGE_RANKS)), live, scale)
+    return _Ranks(page, lax.rem(rank, jnp.int32(PAGE_RANKS)), live, jnp.where(live, scale, 0.0))
 
 
 def _shrink(x_ref: Ref, a_ref: Ref, layer: Array, share: _Share, ranks: _Ranks, step: Pass) -> Float[Array, "L Q"]:
@@ -203,8 +203,7 @@ def _shrink(x_ref: Ref, a_ref: Ref, layer: Array, share: _Share, ranks: _Ranks, 
     def add_block(turn: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         added = []
         for place, h in enumerate(sums):
-            column = turn * step.block + (place * stretch + jnp.arange(stretch, dtype=jnp.int32))
-            inside = (column < width)[None, :]
+            column, inside = _columns(turn * step.block + place * stretch, stretch, width)
             x = plgpu.load(x_ref.at[share.tile, share.rows[:, None], column[None, :]], mask=inside, other=0)
             added.append(h + _dot(x, _load_pages(a_ref, layer, ranks, column, inside).T))
         return tuple(added)
@@ -231,8 +230,7 @@ def _expand(
     h = h.astype(b_ref.dtype)
 
     def add_block(turn: Array, _: None) -> None:
-        column = share.first + turn * step.block + jnp.arange(step.block, dtype=jnp.int32)
-        inside = (column < share.end)[None, :]
+        column, inside = _columns(share.first + turn * step.block, step.block, share.end)
         place = y_ref.at[share.tile, share.rows[:, None], share.column + column[None, :]]
         y = plgpu.load(place, mask=inside, other=0)
         added = y.astype(jnp.float32) + _dot(h, _load_pages(b_ref, layer, ranks, column, inside))
@@ -240,6 +238,12 @@ def _expand(
 
     turns = lax.div(share.end - share.first + (step.block - 1), jnp.int32(step.block))
     lax.fori_loop(jnp.int32(0), turns, add_block, None)
+
+
+def _columns(first: Array, count: int, end: Array | int) -> tuple[Int[Array, "I"], Bool[Array, "1 I"]]:
+    """`count` columns from `first`, and which come before `end`; compared so that no register is needed for each."""
+    nth = jnp.arange(count, dtype=jnp.int32)
+    return first + nth, (nth < end - first)[None, :]
 
 
 def _load_pages(

@@ -90,7 +90,9 @@ def test_the_last_of_a_tiles_items_counts(length: int) -> None:
 
 
 BROKEN = {
-    "pages that the pool has not": lambda work: work._replace(page=work.page.at[0, 1:4].set([-1, PAGES, 2**31 - 1])),
+    "pages that the pool has not": lambda work: work._replace(
+        page=work.page.at[0, 1:4].set([-1, PAGES, 2**31 - 1]), scale=work.scale.at[0, 2].set(np.nan)
+    ),
     "a start before the list": lambda work: work._replace(start=work.start.at[0, 0].set(-(2**30))),
     "an end past the list": lambda work: work._replace(start=work.start.at[0, 3].set(2**30)),
     "an end before the start": lambda work: work._replace(start=work.start.at[0, 1].set(100)),
