@@ -58,6 +58,6 @@ def test_a_process_that_dies_is_a_failure(results: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU")
 def test_without_a_gpu_it_says_so() -> None:
-    done = subprocess.run(["make", "gpu-check"], cwd=check.ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "--no-print-directory", "gpu-check"], cwd=check.ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[0] == "no NVIDIA GPU is here: nvidia-smi lists none"
