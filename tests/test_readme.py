@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from convert.adapter import convert_adapter
 from convert.base.hf_config import read_hf_config
+from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.demo.display import label
 from openlora_jax.demo.prompts import PROMPTS
+from openlora_jax.model.checkpoint import BaseManifest
 from serving.config import ServerConfig
 from tests.convert.base.checkpoints import CONFIG, hf_tensors, write_hf
 from tests.parity.random_adapter import linear_shapes, write_random_adapter
@@ -70,10 +73,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / ".cache" / "base").mkdir(parents=True)
     (root / ".venv" / "bin" / "openlora").symlink_to(Path(sys.executable).parent / "openlora")
     (root / ".cache" / "base" / BASE.name).symlink_to(BASE)
+    store = AdapterStore.create(root / ".cache" / "store")
     for name in ("json", "pirate", "sentiment", "sql"):
-        convert = [sys.executable, "-m", "openlora_jax", "convert", "adapter", str(DEMO_ADAPTERS / name)]
-        into = ["--store", ".cache/store", "--name", name, "--base", str(BASE)]
-        subprocess.run([*convert, *into], cwd=root, check=True, stdout=subprocess.DEVNULL)
+        conversion = convert_adapter(DEMO_ADAPTERS / name, BaseManifest.read(BASE))
+        store.install(name, conversion.manifest, conversion.tensors)
     shutil.copytree(DEMO_ADAPTERS / "sql", root / "my-adapter")
     shutil.copytree(DEMO_ADAPTERS / "json", root / "my-newer-adapter")
     model = read_hf_config(write_hf(root / "my-model", CONFIG, None))

@@ -32,7 +32,8 @@ def test_the_grid_has_the_base_model_once_and_every_count_with_every_rank() -> N
 def test_every_arm_is_measured_in_every_round(tiny_base: Path, tmp_path: Path) -> None:
     install_adapters(tmp_path, tiny_base, WORKLOAD)
     peer = CountingPeer()
-    with LLM(tiny_base, tmp_path, config=settings(WORKLOAD)) as llm:
+    one_program_of_each_kind = {"row_buckets": (3,), "prefill_chunk": 32, "chunk_buckets": (32,)}
+    with LLM(tiny_base, tmp_path, config=settings(WORKLOAD).model_copy(update=one_program_of_each_kind)) as llm:
         results = measure(llm, WORKLOAD, peer, lambda stage, done, total: None)
         setup = report.setup(llm, WORKLOAD, peer.name)
     measured = [*results.throughput.values(), *results.step.values(), *results.peer.values(), results.floor]
