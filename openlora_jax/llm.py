@@ -28,7 +28,7 @@ from openlora_jax.memory import MemoryPlan, device_memory, memory_budget, observ
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
-from openlora_jax.observed import Observed, observed_path
+from openlora_jax.observed import Observed, Planned, observed_path
 from openlora_jax.outputs import Generation, collect
 from openlora_jax.planning import demand_of, observed_before, plan_start
 from openlora_jax.progress import Progress
@@ -247,6 +247,7 @@ class LLM:
         }
         return Observed(
             base_digest=self.base_digest,
+            planned=Planned(basis=self.plan.basis, pages=self.plan.pages, kv_blocks=self.plan.kv_blocks),
             uses={digest: use.requests for digest, use in counts.uses.items()},
             kv_tokens=stats.peak_kv_blocks * self.config.kv_block,
             preemptions=stats.preemptions,

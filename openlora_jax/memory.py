@@ -2,7 +2,8 @@
 
 The weights and the sampler are what they are. What is left of the budget is divided between the adapters' pages and the
 KV cache: half and half in terms of the default counts, `pool_pages` for `kv_blocks`, unless the last start was short of
-one of the two and not of the other. Counts that a configuration sets are what they are too.
+one of the two and not of the other. Counts that a configuration sets are what they are too. A start that follows one
+which lacked nothing holds the same, so that its programs need not be compiled again.
 """
 
 import math
@@ -20,7 +21,7 @@ from openlora_jax.engine.kv_blocks import blocks_for
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.weights import weight_table
-from openlora_jax.observed import Observed
+from openlora_jax.observed import Observed, Planned
 
 SLACK = 5 / 4
 """What was observed is planned for with so much more."""
@@ -40,8 +41,10 @@ class MemoryPlan:
         pools: module name -> bytes of its rank pages.
         sampler: token counts, prompt tokens and bias of every slot.
         activations: what a step holds beside these at its height, estimated or observed.
+        basis: the settings that it is made for.
     """
 
+    basis: str
     weights: int
     kv: int
     kv_blocks: int
@@ -69,9 +72,14 @@ class MemoryPlan:
             observed: the load of the last start.
             budget: bytes to stay within, everything included; None for no more than the default counts take.
         """
-        sizes = Sizes.of(engine, model, observed)
-        pages, blocks = _counts(engine, sizes, demand, observed, budget)
+        sizes, basis = Sizes.of(engine, model, observed), _basis(engine, budget)
+        kept = observed.planned if observed and observed.planned and observed.planned.basis == basis else None
+        if kept and observed and _suffices(kept, observed, sizes, demand, budget):
+            pages, blocks = kept.pages, kept.kv_blocks
+        else:
+            pages, blocks = _counts(engine, sizes, demand, observed, budget)
         return cls(
+            basis=basis,
             weights=sizes.weights,
             kv=blocks * sizes.block,
             kv_blocks=blocks,
@@ -145,6 +153,22 @@ def _activations(engine: EngineConfig, model: ModelConfig) -> int:
     logits = 4 * max(engine.max_rows, tiles) * model.vocab_size
     token = 4 * model.hidden_size + 3 * model.intermediate_size + 2 * (model.q_size + 2 * model.kv_size)
     return 4 * (logits + engine.prefill_chunk * token)
+
+
+def _basis(engine: EngineConfig, budget: int | None) -> str:
+    """All settings that the counts depend on."""
+    sizes = ("dtype", "max_rows", "prefill_tile", "prefill_chunk", "max_model_len", "kv_block")
+    given = sorted(engine.model_fields_set & {"kv_blocks", *CAPACITY_KEYS.values()})
+    return " ".join(f"{key}={getattr(engine, key)}" for key in (*sizes, *given)) + f" budget={budget}"
+
+
+def _suffices(kept: Planned, observed: Observed, sizes: Sizes, demand: Demand, budget: int | None) -> bool:
+    """Whether the last plan left nobody short, has room for all that is registered now, and is within the budget."""
+    if observed.preemptions or observed.evictions or kept.pages.keys() != sizes.pages.keys():
+        return False
+    held = sizes.weights + sizes.sampler + kept.kv_blocks * sizes.block + pool_bytes(kept.pages, sizes.pages)
+    fits = all(count < kept.pages[module] for kind in demand.kinds for module, count in kind)
+    return fits and (budget is None or held + sizes.activations <= budget)
 
 
 def _counts(

@@ -17,11 +17,27 @@ MAX_DIGESTS = 8192
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
+class Planned(BaseModel):
+    """What a memory plan came to.
+
+    Attributes:
+        basis: the settings that it was made for.
+        pages: module -> its rank pages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    basis: str
+    pages: dict[str, Count]
+    kv_blocks: Count
+
+
 class Observed(BaseModel):
     """From one start to its end; requests also from those before, each time counted half.
 
     Attributes:
         base_digest: of the base model.
+        planned: what was held.
         uses: requests by digest of their adapter.
         kv_tokens: positions that sequences held at once, at most.
         preemptions: sequences that gave up their KV blocks.
@@ -34,6 +50,7 @@ class Observed(BaseModel):
 
     format: Literal[1] = 1
     base_digest: str
+    planned: Planned | None = None
     uses: dict[str, Count] = Field(default_factory=dict)
     kv_tokens: Count = 0
     preemptions: Count = 0

@@ -13,7 +13,7 @@ from openlora_jax.adapters.modules import MODULES
 from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.memory import MemoryPlan, device_memory, memory_budget
-from openlora_jax.observed import Observed
+from openlora_jax.observed import Observed, Planned
 from tests.openlora_jax.adapters.test_demand import registered
 from tests.openlora_jax.tiny import MODEL, SETTINGS
 from tests.test_configs import SMOLLM2_135M
@@ -135,6 +135,37 @@ def test_who_was_short_gets_what_the_other_did_not_use() -> None:
     assert pool.kv_blocks < even.kv_blocks < cache.kv_blocks
     assert pool.kv >= 0.45 * even.kv
     assert sum(cache.pools.values()) >= 0.45 * sum(even.pools.values()), "no more than half is taken away"
+
+
+def kept(plan: MemoryPlan, **facts: Any) -> Observed:
+    return observed(planned=Planned(basis=plan.basis, pages=plan.pages, kv_blocks=plan.kv_blocks), **facts)
+
+
+@pytest.mark.parametrize("budget", [None, BUDGET])
+def test_who_lacked_nothing_starts_again_with_the_same(budget: int | None) -> None:
+    """Whatever is asked for and registered in the meantime, as long as it fits: programs need not be compiled again."""
+    first = MemoryPlan.of(SMALL, MODEL, UNKNOWN, observed(), budget)
+    asked_for = Demand({(("q_proj", 1), ("v_proj", 2)): 50})
+    assert MemoryPlan.of(SMALL, MODEL, asked_for, kept(first), budget) == first
+    other = MemoryPlan.of(SMALL, MODEL, asked_for, observed(), budget)
+    assert other.pages != first.pages
+    assert MemoryPlan.of(SMALL, MODEL, asked_for, kept(first, evictions=1, kv_tokens=10**6), budget) == other
+    headed = Demand({(("lm_head", 3),): 1})
+    assert MemoryPlan.of(SMALL, MODEL, headed, kept(first), budget).pages["lm_head"] >= 4
+
+
+def test_other_settings_make_another_plan() -> None:
+    first = MemoryPlan.of(EngineConfig.of({**_given(), "pool_pages": 7}), MODEL)
+    assert MemoryPlan.of(SMALL, MODEL, UNKNOWN, kept(first)).pages["q_proj"] > 7
+    smaller = MemoryPlan.of(SMALL, MODEL, UNKNOWN, None, BUDGET // 2)
+    assert MemoryPlan.of(SMALL, MODEL, UNKNOWN, kept(smaller), BUDGET).total > smaller.total
+
+
+def test_what_is_too_much_by_now_is_planned_again() -> None:
+    first = MemoryPlan.of(SMALL, MODEL, UNKNOWN, None, BUDGET)
+    again = MemoryPlan.of(SMALL, MODEL, UNKNOWN, kept(first, activations=10_000_000), BUDGET)
+    assert again.total <= BUDGET
+    assert again.held < first.held
 
 
 def test_observed_activations_take_the_place_of_the_estimate() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from openlora_jax import observed
 from openlora_jax.errors import BadCheckpoint
-from openlora_jax.observed import Observed, observed_path
+from openlora_jax.observed import Observed, Planned, observed_path
 
 BASE = "b" * 64
 
@@ -12,7 +12,8 @@ BASE = "b" * 64
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = observed_path(tmp_path, BASE)
     assert Observed.read(path, BASE) == Observed(base_digest=BASE), "nothing at the first start"
-    seen = Observed(base_digest=BASE, uses={"a": 3}, kv_tokens=5, preemptions=1, evictions=2, activations=7)
+    planned = Planned(basis="dtype=float32", pages={"q_proj": 33}, kv_blocks=513)
+    seen = Observed(base_digest=BASE, planned=planned, uses={"a": 3}, kv_tokens=5, preemptions=1, activations=7)
     seen.write(path)
     assert Observed.read(path, BASE) == seen
     assert list(tmp_path.iterdir()) == [path]
