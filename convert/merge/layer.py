@@ -69,17 +69,23 @@ class LayerMerge:
         return np.concatenate(scaled), np.concatenate([share.b for share in self.shares])
 
     def _combined_deltas(self) -> F32:
+        """`[d_out, d_in]`."""
+        weights = [share.weight for share in self.shares]
+        if self.module == "embed_tokens":
+            deltas = [(share.a.T @ share.b) * np.float32(share.scale) for share in self.shares]
+            return self._combined("delta", deltas, weights).T
         deltas = [(share.b.T @ share.a) * np.float32(share.scale) for share in self.shares]
-        return self._combined("delta", deltas, [share.weight for share in self.shares])
+        return self._combined("delta", deltas, weights)
 
     def _combined_factors(self) -> tuple[F32, F32]:
         weights = [factor_weights(share.weight, share.scale) for share in self.shares]
         return (
             self._combined("A", [share.a for share in self.shares], [of_a for of_a, _ in weights]),
-            self._combined("B", [share.b for share in self.shares], [of_b for _, of_b in weights]),
+            self._combined("B", [share.b.T for share in self.shares], [of_b for _, of_b in weights]).T,
         )
 
     def _combined(self, part: Part, tensors: Sequence[F32], weights: Sequence[float]) -> F32:
+        """Of tensors as peft lays them out, since the order of their values matters where some are equal."""
         combination = Combination.of(self.recipe)
         masks: list[Mask] = []
         if combination.draws:

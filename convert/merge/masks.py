@@ -14,7 +14,7 @@ Part = Literal["A", "B", "delta"]
 PARTS: tuple[Part, ...] = ("A", "B", "delta")
 
 Masks = Callable[[str, int, Part, int, tuple[int, ...]], NDArray[np.bool_]]
-"""Module, layer, part, the member's place in the recipe, shape -> which values are kept."""
+"""Module, layer, part, the member's place in the recipe, shape as in peft -> which values are kept."""
 
 
 def drawn_masks(recipe: Recipe) -> Masks:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.merge.selection import largest
 from openlora_jax.adapters.recipe import ELECTING, PRUNING, RANDOM, MajoritySign, Recipe, Rule
 
 F32 = NDArray[np.float32]
@@ -61,22 +62,9 @@ class Combination:
         if self.draws:
             return tensor * masks[index] / np.float32(self.density)
         if self.rule in PRUNING and self.density < 1:
-            return tensor * largest(tensor, self.density)
+            count = int(self.density * tensor.size)
+            return tensor * largest(np.abs(tensor).reshape(-1), count).reshape(tensor.shape)
         return tensor
-
-
-def largest(tensor: F32, density: float) -> Mask:
-    """The int(density * size) values of the largest magnitude; of equal ones, those that come first."""
-    magnitudes = np.abs(tensor).reshape(-1)
-    count = int(density * magnitudes.size)
-    if count == 0:
-        return np.zeros(tensor.shape, bool)
-    threshold = np.partition(magnitudes, -count)[-count]
-    keep = magnitudes > threshold
-    equal = np.flatnonzero(magnitudes == threshold)
-    keep[equal[: count - int(keep.sum())]] = True
-    mask: Mask = keep.reshape(tensor.shape)
-    return mask
 
 
 def agrees_with_majority(tensors: F32, how: MajoritySign) -> Mask:

@@ -1,4 +1,8 @@
-"""Every method against peft's `add_weighted_adapter`, tensor by tensor; decomposed ones by their deltas."""
+"""Every method against peft's `add_weighted_adapter`, tensor by tensor; decomposed ones by their deltas.
+
+Where the last singular value that is kept is within 1e-4 of the first that is not, peft's own deltas are off by more
+than the bound, since it decomposes in float32. The seeds are such that none is.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +48,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"layers.1.self_attn.q_proj": 7},
     },
 }
+NARROW = ("plain", "stabilised")
+"""Stored in bfloat16: many values of one magnitude."""
+FIRST_SEED = 20
 EQUAL_RANKS = {"plain": 0.7, "fraction": -0.4, "stabilised": 1.3, "negative": 0.5}
 ANY_RANKS = {"plain": 0.7, "patterned": -0.6, "fraction": 1.1}
 
@@ -69,7 +76,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     make_base(BASES["llama"], root / "hf", 5)
     manifest = convert_base(root / "hf", root / "base", "float32", ignore).manifest
     for seed, (name, config) in enumerate(ADAPTERS.items()):
-        make_adapter(AdapterCase(config=config), root / "hf", root / name, seed)
+        stored = "bfloat16" if name in NARROW else "float32"
+        make_adapter(AdapterCase(config=config, stored=stored), root / "hf", root / name, FIRST_SEED + seed)
     peft = PeftModel.from_pretrained(load_base(root / "hf"), str(root / "plain"), adapter_name="plain")
     for name in ADAPTERS:
         if name != "plain":
@@ -121,15 +129,13 @@ def recorded_masks() -> Iterator[list[np.ndarray]]:
 
 
 def given(drawn: Sequence[np.ndarray], bench: Bench, weights: Mapping[str, float], parts: Sequence[str]) -> Masks:
-    """The masks in peft's order: layer by layer, A before B, member by member; B and embeddings turned as ours are."""
+    """The masks in peft's order: layer by layer, A before B, member by member."""
     masks, upcoming = {}, iter(drawn)
     for name, layer in lora_layers(bench.peft).items():
         for part in parts:
             for index, member in enumerate(weights):
                 if member in layer.scaling:
-                    mask = next(upcoming)
-                    turned = part == "B" or (part == "delta" and name.endswith("embed_tokens"))
-                    masks[(*place(name), part, index)] = mask.T if turned else mask
+                    masks[(*place(name), part, index)] = next(upcoming)
     assert next(upcoming, None) is None
 
     def draw(module: str, layer: int, part: str, member: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -14,7 +14,6 @@ from convert.merge.methods import (
     decomposed,
     decomposed_product,
     factor_weights,
-    largest,
 )
 from openlora_jax.adapters.recipe import Rule
 
@@ -24,18 +23,6 @@ TENSORS = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 
 
 def f32(*rows: object) -> np.ndarray:
     return np.array(rows, np.float32)
-
-
-@given(TENSORS, st.floats(0, 1))
-def test_the_largest_are_kept_and_counted(tensor: np.ndarray, density: float) -> None:
-    keep = largest(tensor, density)
-    assert keep.sum() == int(density * tensor.size)
-    kept, dropped = np.abs(tensor[keep]), np.abs(tensor[~keep])
-    assert not kept.size or not dropped.size or kept.min() >= dropped.max()
-
-
-def test_of_equal_magnitudes_the_first_are_kept() -> None:
-    np.testing.assert_array_equal(largest(f32(1, -2, 2, 2, 0), 0.4), [False, True, True, False, False])
 
 
 @pytest.mark.parametrize(("how", "elected"), [("total", 1), ("frequency", -1)])
