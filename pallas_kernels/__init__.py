@@ -10,5 +10,4 @@ The axis alphabet of the whole project:
     N work items of a step   B KV blocks              S tokens of a block  C blocks of a table
     H query heads            K KV heads               E head width         V vocabulary
     F where tiles begin and end in a list (T + 1)     J pairs of a head (E / 2)
-    M modules of a work list Q ranks multiplied at once
 """

@@ -172,8 +172,8 @@ def _share(config: LoraConfig, tokens: int, column: int, span: Array, width: int
 
 def _add_items(listed: _Listed, passes: tuple[Pass, ...], shrink: Shrink, expand: Expand, interpret: bool) -> None:
     """All items of the tile: of each width as many passes as leave what a narrower one holds."""
-    end = jnp.clip(listed.start[listed.module, listed.tile + 1], 0, listed.page.shape[1])
-    item = jnp.clip(listed.start[listed.module, listed.tile], 0, end)
+    item = jnp.maximum(listed.start[listed.module, listed.tile], 0)
+    end = jnp.minimum(listed.start[listed.module, listed.tile + 1], listed.page.shape[1])
     for step, narrower in zip(passes, (*(step.pages for step in passes[1:]), 0), strict=True):
         turns = lax.div(jnp.maximum(end - item - narrower, 0) + (step.pages - 1), jnp.int32(step.pages))
 

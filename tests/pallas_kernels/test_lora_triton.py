@@ -95,8 +95,7 @@ BROKEN = {
     ),
     "a start before the list": lambda work: work._replace(start=work.start.at[0, 0].set(-(2**30))),
     "an end past the list": lambda work: work._replace(start=work.start.at[0, 3].set(2**30)),
-    "an end before the start": lambda work: work._replace(start=work.start.at[0, 1].set(2**31 - 1)),
-    "an end before the list": lambda work: work._replace(start=work.start.at[0, 2].set(-(2**31))),
+    "an end before the start": lambda work: work._replace(start=work.start.at[0, 1].set(100)),
 }
 
 
