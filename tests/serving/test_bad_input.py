@@ -56,6 +56,14 @@ BAD_REQUESTS: list[tuple[pb.GenerateRequest, str]] = [
     (pb.GenerateRequest(prompt=pb.Prompt(chat=pb.Chat(messages=[pb.ChatMessage()] * 257))), "prompt.chat"),
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[128]))), "prompt"),
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[-1]))), "prompt"),
+    (
+        pb.GenerateRequest(
+            prompt=pb.Prompt(text="a"), scheduling=pb.SchedulingParams(priority=pb.Priority.ValueType(9))
+        ),
+        "priority",
+    ),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), scheduling=pb.SchedulingParams(tenant="x" * 129)), "tenant"),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), scheduling=pb.SchedulingParams(ttft_deadline=0)), "ttft_deadline"),
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=LONG)), "prompt"),
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[1] * 257))), "prompt.token_ids"),
     (generate("x" * 256), "prompt"),
