@@ -1,5 +1,6 @@
 """Who holds which KV block: a free list with reference counts."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 SCRATCH_BLOCK = 0
@@ -33,6 +34,11 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    def num_freed(self, tables: Iterable[Iterable[int]]) -> int:
+        """Blocks that would be free if these holders, one table each, gave theirs up."""
+        leaving = Counter(block for table in tables for block in table)
+        return sum(self._holders[block] == count for block, count in leaving.items())
 
     def allocate(self, count: int) -> list[int] | None:
         """Gives away `count` blocks with one holder each, or None if fewer are free."""

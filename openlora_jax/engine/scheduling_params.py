@@ -29,6 +29,11 @@ class SchedulingParams(BaseModel):
     ttft_deadline: Seconds | None = None
     tpot_deadline: Seconds | None = None
 
+    @property
+    def limits_time(self) -> bool:
+        """Whether there is a deadline to keep."""
+        return self.ttft_deadline is not None or self.tpot_deadline is not None
+
 
 DEFAULT_SCHEDULING = SchedulingParams()
 """Of who says nothing."""

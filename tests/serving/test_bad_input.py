@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -57,9 +57,7 @@ BAD_REQUESTS: list[tuple[pb.GenerateRequest, str]] = [
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[128]))), "prompt"),
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[-1]))), "prompt"),
     (
-        pb.GenerateRequest(
-            prompt=pb.Prompt(text="a"), scheduling=pb.SchedulingParams(priority=pb.Priority.ValueType(9))
-        ),
+        pb.GenerateRequest(prompt=pb.Prompt(text="a"), scheduling=pb.SchedulingParams(priority=cast(Any, 9))),
         "priority",
     ),
     (pb.GenerateRequest(prompt=pb.Prompt(text="a"), scheduling=pb.SchedulingParams(tenant="x" * 129)), "tenant"),
