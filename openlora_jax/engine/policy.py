@@ -67,7 +67,7 @@ class Fcfs:
         return 0
 
     def order(self, waiting: Iterable[Party], now: float) -> Iterator[Party]:
-        return (party for party in waiting if party[0].request.ready is not None)
+        return iter([party for party in waiting if party[0].request.ready is not None])
 
     def starts(self, live: LiveRequest) -> Rank:
         return (0, 0.0, live.order)
