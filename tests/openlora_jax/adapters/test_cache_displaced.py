@@ -13,10 +13,10 @@ def test_who_is_displaced_gives_room_and_is_placed_again(world: World) -> None:
     world.cache.displace(first)
     with pytest.raises(RuntimeError, match="not placed"):
         _ = first.pages
-    assert first.resident
+    seen = [(first.ready, first.resident)]
     assert world.cache.place(second)
-    assert first.ready
-    assert not first.resident
+    seen.append((first.ready, first.resident))
+    assert seen == [(True, True), (True, False)]
     assert not world.cache.place(first)
     second.release()
     assert world.cache.place(first)

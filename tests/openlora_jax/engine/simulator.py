@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from openlora_jax.config import EngineConfig
-from openlora_jax.engine.request import GenerateRequest, ScoreRequest
+from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
 from openlora_jax.engine.scheduling_params import Priority, SchedulingParams
 from openlora_jax.engine.sequence import LiveRequest
 from openlora_jax.engine.stream import EventStream
@@ -129,5 +129,5 @@ class Simulation:
             if isinstance(request, GenerateRequest):
                 check(request, answer)
             else:
-                scored = answer.last
-                assert list(zip(scored.logprobs, scored.greedy, strict=True)) == expected_scores(request)
+                assert isinstance(answer.last, Scored)
+                assert list(zip(answer.last.logprobs, answer.last.greedy, strict=True)) == expected_scores(request)
