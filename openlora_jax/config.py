@@ -45,6 +45,8 @@ class EngineConfig(BaseModel):
         max_queue: requests waiting, at most; further ones are refused.
         policy: who goes first: `fair`, by class, tenant and adapter, or `fcfs`, by arrival. See `engine/policy.py`.
         max_wait: seconds that no request waits while runs end within half of it, whatever its class; for `fair`.
+        prefix_cache: KV blocks of prompts are kept, while there is room, for requests that begin alike; not with
+            `deterministic`.
         deterministic: results bit-equal whatever else is in the batch, at the price of one row bucket.
     """
 
@@ -71,6 +73,7 @@ class EngineConfig(BaseModel):
     max_queue: Positive = 1024
     policy: Literal["fair", "fcfs"] = "fair"
     max_wait: PositiveSeconds = 120.0
+    prefix_cache: bool = True
     deterministic: bool = False
 
     def model_post_init(self, context: object) -> None:

@@ -70,6 +70,7 @@ class EngineStats:
         generated_tokens: sampled tokens that were delivered.
         steps: iterations that dispatched work.
         preemptions: sequences that gave up their KV blocks and were recomputed.
+        cached_tokens: of prompts, whose KV was in memory when their request started.
     """
 
     running: int
@@ -80,6 +81,7 @@ class EngineStats:
     generated_tokens: int
     steps: int
     preemptions: int
+    cached_tokens: int = 0
 
 
 class Engine:
@@ -158,6 +160,7 @@ class Engine:
             generated_tokens=self._generated,
             steps=self._steps,
             preemptions=self._scheduler.preemptions,
+            cached_tokens=self._scheduler.room.found,
         )
 
     def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
@@ -375,6 +378,7 @@ class Engine:
             with self._changed:
                 self._closed, self._stop_at = "its steps fail on the device", self._clock()
         else:
+            self._scheduler.blocks.forget()
             self._runner.reset()
 
     def _end_all(self) -> str:

@@ -15,8 +15,9 @@ step of every sequence whose known tokens are all dispatched, those of this very
   start leaves a free block for each running sequence to grow into.
 * `n > 1`: the first sample computes the prompt. The others share its full blocks, copy the block of the last token
   once the prompt is dispatched, and compute the last tile again, each with its own sampler state.
-* `deterministic`: a sequence gets all the blocks that it can ever need when it starts, and who has sampled a token
-  gives way to nobody, as its output would be recomputed by other programs than made it.
+* A prompt begins with the blocks of those before it, of the same tenant and mix, that began with the same tokens.
+* `deterministic`: no block is taken over from another request, a sequence gets all that it can ever need when it
+  starts, and who has sampled a token gives way to nobody, as other programs would recompute its output.
 """
 
 from bisect import insort
@@ -112,6 +113,8 @@ class Scheduler:
         refused: list[tuple[LiveRequest, InvalidRequest]] = []
         started = self._start_waiting(now, refused) if self._may_start() else ()
         chunk = next_chunk(self.running, self._config)
+        for sequence in dict.fromkeys(chunk.sequences if chunk else ()):
+            self.room.name_blocks(sequence)
         copies = self._release_forks()
         return Schedule(tuple(refused), started, chunk, copies, self._next_decode(now))
 

@@ -179,6 +179,7 @@ class Sequence:
         prompt_len: tokens of the prompt.
         decoding: its known tokens were dispatched; it goes on token by token.
         leader: the sample whose prompt pass it waits for, to fork from; None when it computes its own.
+        block_names: of the prompt's full blocks, for the prefix cache; made at the first start.
         finished: its last event was sent, or its request has ended.
         output: of a sample; None for a score.
         logprobs, greedy: of a score, per completion token so far.
@@ -200,6 +201,7 @@ class Sequence:
     decoding: bool = False
     leader: "Sequence | None" = None
     finished: bool = False
+    block_names: tuple[bytes, ...] = ()
 
     @classmethod
     def to_score(cls, live: LiveRequest, request: ScoreRequest) -> "Sequence":
