@@ -4,14 +4,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from openlora_jax.engine.sampling_params import SamplingParams as SamplingParams
+    from openlora_jax.engine.scheduling_params import SchedulingParams as SchedulingParams
     from openlora_jax.llm import LLM as LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "SamplingParams", "SchedulingParams", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """`LLM` and `SamplingParams` are imported when first named: the command line starts without JAX."""
+    """What is promised here is imported when first named: the command line starts without JAX."""
     if name == "LLM":
         from openlora_jax.llm import LLM
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> object:
         from openlora_jax.engine.sampling_params import SamplingParams
 
         return SamplingParams
+    if name == "SchedulingParams":
+        from openlora_jax.engine.scheduling_params import SchedulingParams
+
+        return SchedulingParams
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

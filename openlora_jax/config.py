@@ -14,6 +14,7 @@ BackendName = Literal["auto", "cpu", "cuda", "tpu", "interpret"]
 Dtype = Literal["float32", "bfloat16"]
 """Of weights and adapters, on disk and on the device."""
 Positive = Annotated[int, Field(ge=1)]
+PositiveSeconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Config = TypeVar("Config", bound="EngineConfig")  # not Self, which beartype cannot check
 
 
@@ -42,6 +43,10 @@ class EngineConfig(BaseModel):
         host_cache_bytes: adapters kept in host memory, in bytes.
         loader_threads: adapters read from disk at the same time.
         max_queue: requests waiting, at most; further ones are refused.
+        policy: who goes first: `fair`, by class, tenant and adapter, or `fcfs`, by arrival. See `engine/policy.py`.
+        max_wait: seconds that no request waits while runs end within half of it, whatever its class; for `fair`.
+        prefix_cache: KV blocks of prompts are kept, while there is room, for requests that begin alike; not with
+            `deterministic`.
         deterministic: results bit-equal whatever else is in the batch, at the price of one row bucket.
     """
 
@@ -66,6 +71,9 @@ class EngineConfig(BaseModel):
     host_cache_bytes: Positive = 2 * 1024**3
     loader_threads: Positive = 2
     max_queue: Positive = 1024
+    policy: Literal["fair", "fcfs"] = "fair"
+    max_wait: PositiveSeconds = 120.0
+    prefix_cache: bool = True
     deterministic: bool = False
 
     def model_post_init(self, context: object) -> None:

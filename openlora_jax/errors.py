@@ -99,6 +99,17 @@ class Overloaded(OpenLoraError):
         self.value = value
 
 
+class CannotMeetDeadline(OpenLoraError):
+    """A deadline for the first token, or for each token, that the server cannot keep now, as it has measured."""
+
+    def __init__(self, deadline: str, limit: float, estimate: float) -> None:
+        problem = f"it would take {estimate:.3g} s now; allow more time, or try again later"
+        super().__init__(f"{deadline} of {limit:g} s cannot be kept: {problem}")
+        self.deadline = deadline
+        self.limit = limit
+        self.estimate = estimate
+
+
 class EngineStopped(OpenLoraError):
     """The engine is shutting down or has failed; the request was not finished."""
 

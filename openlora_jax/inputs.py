@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from openlora_jax.engine.request import GenerateRequest, MixItem, ScoreRequest
 from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from openlora_jax.errors import InvalidRequest
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Mapping[str, str]]
@@ -81,10 +82,16 @@ class GenerateInput:
     params: SamplingParams
     mix: tuple[MixItem, ...]
     extra: Mapping[str, Any]
+    scheduling: SchedulingParams = DEFAULT_SCHEDULING
 
     def request(self, tokenizer: Tokenizer) -> GenerateRequest:
         """The engine's form of it. Raises InvalidRequest if the tokenizer does not take its prompt."""
-        return GenerateRequest(prompt_ids=prompt_ids(self.prompt, tokenizer), params=self.params, mix=self.mix)
+        return GenerateRequest(
+            prompt_ids=prompt_ids(self.prompt, tokenizer),
+            params=self.params,
+            mix=self.mix,
+            scheduling=self.scheduling,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,19 +102,21 @@ class ScoreInput:
     completion: str | Sequence[int]
     mix: tuple[MixItem, ...]
     extra: Mapping[str, Any]
+    scheduling: SchedulingParams = DEFAULT_SCHEDULING
 
     def request(self, tokenizer: Tokenizer) -> ScoreRequest:
         """The engine's form of it. Raises InvalidRequest if the tokenizer does not take its prompt or completion."""
         prompt, completion = prompt_ids(self.prompt, tokenizer), completion_ids(self.completion, tokenizer)
-        return ScoreRequest(prompt_ids=prompt, completion_ids=completion, mix=self.mix)
+        return ScoreRequest(prompt_ids=prompt, completion_ids=completion, mix=self.mix, scheduling=self.scheduling)
 
 
 TARGET_KEYS = frozenset({"adapter", "mix"})
 PROMPT_KEYS = frozenset({"prompt", "messages", "prompt_ids"})
 COMPLETION_KEYS = frozenset({"completion", "completion_ids"})
 SAMPLING_KEYS = frozenset(SamplingParams.model_fields)
-GENERATE_KEYS = TARGET_KEYS | PROMPT_KEYS | SAMPLING_KEYS
-SCORE_KEYS = TARGET_KEYS | PROMPT_KEYS | COMPLETION_KEYS
+SCHEDULING_KEYS = frozenset(SchedulingParams.model_fields)
+GENERATE_KEYS = TARGET_KEYS | PROMPT_KEYS | SAMPLING_KEYS | SCHEDULING_KEYS
+SCORE_KEYS = TARGET_KEYS | PROMPT_KEYS | COMPLETION_KEYS | SCHEDULING_KEYS
 OUTPUT_KEYS: Mapping[Literal["generate", "score"], frozenset[str]] = {
     "generate": frozenset({"outputs", "seed", "adapter_digests", "usage", "timings"}),
     "score": frozenset({"logprobs", "greedy", "adapter_digests", "timings"}),
@@ -123,7 +132,13 @@ def parse_generate(fields: Mapping[str, Any]) -> GenerateInput:
     """
     extra = _extra(fields, GENERATE_KEYS, OUTPUT_KEYS["generate"])
     row = _validate(_Row, fields)
-    return GenerateInput(prompt=_prompt(row), params=sampling_params(fields), mix=_mix(row), extra=extra)
+    return GenerateInput(
+        prompt=_prompt(row),
+        params=sampling_params(fields),
+        mix=_mix(row),
+        extra=extra,
+        scheduling=scheduling_params(fields),
+    )
 
 
 def parse_score(fields: Mapping[str, Any]) -> ScoreInput:
@@ -135,7 +150,9 @@ def parse_score(fields: Mapping[str, Any]) -> ScoreInput:
     extra = _extra(fields, SCORE_KEYS, OUTPUT_KEYS["score"])
     row = _validate(_ScoreRow, fields)
     completion: str | list[int] = _exactly_one({"completion": row.completion, "completion_ids": row.completion_ids})
-    return ScoreInput(prompt=_prompt(row), completion=completion, mix=_mix(row), extra=extra)
+    return ScoreInput(
+        prompt=_prompt(row), completion=completion, mix=_mix(row), extra=extra, scheduling=scheduling_params(fields)
+    )
 
 
 def sampling_params(fields: Mapping[str, Any]) -> SamplingParams:
@@ -144,6 +161,11 @@ def sampling_params(fields: Mapping[str, Any]) -> SamplingParams:
     if isinstance(values.get("stop"), str):
         values["stop"] = (values["stop"],)
     return _validate(SamplingParams, values)
+
+
+def scheduling_params(fields: Mapping[str, Any]) -> SchedulingParams:
+    """The scheduling parameters among these fields."""
+    return _validate(SchedulingParams, {key: value for key, value in fields.items() if key in SCHEDULING_KEYS})
 
 
 def mix_of(adapter: Adapter) -> tuple[MixItem, ...]:

@@ -21,6 +21,7 @@ from openlora_jax.engine.engine import Engine
 from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
 from openlora_jax.engine.runner import DeviceRunner
 from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import InvalidConfig, InvalidRequest
 from openlora_jax.inputs import Adapter, Prompt, completion_ids, mix_of, prompt_ids
@@ -142,6 +143,8 @@ class LLM:
         prompts: str | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         adapters: Adapter | Sequence[Adapter] = None,
+        *,
+        scheduling: SchedulingParams = DEFAULT_SCHEDULING,
     ) -> list[Generation]:
         """Continues prompts, all in one batch.
 
@@ -149,6 +152,7 @@ class LLM:
             prompts: texts, conversations (lists of `{"role", "content"}`) or lists of token ids.
             params: for all of them, or one each.
             adapters: for all of them, or one each: a name, `{name: weight}` for a mix, or None for the base model.
+            scheduling: for all of them.
 
         Raises:
             InvalidRequest, UnknownAdapter: before anything runs.
@@ -156,7 +160,9 @@ class LLM:
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         requests = [
-            GenerateRequest(prompt_ids=prompt_ids(prompt, self.tokenizer), params=each, mix=mix_of(adapter))
+            GenerateRequest(
+                prompt_ids=prompt_ids(prompt, self.tokenizer), params=each, mix=mix_of(adapter), scheduling=scheduling
+            )
             for prompt, each, adapter in zip(
                 prompts, _params(params, len(prompts)), _adapters(adapters, len(prompts)), strict=True
             )
@@ -168,6 +174,8 @@ class LLM:
         prompts: str | Sequence[Prompt],
         completions: str | Sequence[str | Sequence[int]],
         adapters: Adapter | Sequence[Adapter] = None,
+        *,
+        scheduling: SchedulingParams = DEFAULT_SCHEDULING,
     ) -> list[Scored]:
         """The log-probability of each token of each completion after its prompt, all in one batch.
 
@@ -175,6 +183,7 @@ class LLM:
             prompts: as for `generate`.
             completions: one a prompt: a text, tokenised alone, or token ids.
             adapters: as for `generate`.
+            scheduling: as for `generate`.
 
         Raises:
             InvalidRequest, UnknownAdapter: before anything runs.
@@ -187,6 +196,7 @@ class LLM:
                 prompt_ids=prompt_ids(prompt, self.tokenizer),
                 completion_ids=completion_ids(completion, self.tokenizer),
                 mix=mix_of(adapter),
+                scheduling=scheduling,
             )
             for prompt, completion, adapter in zip(
                 prompts,

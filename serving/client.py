@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 
 from openlora_jax.engine.request import MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import Adapter, Prompt
 from serving import status
@@ -61,10 +62,12 @@ class Client:
         params: SamplingParams | None = None,
         *,
         adapter: Target = None,
+        scheduling: SchedulingParams | None = None,
         timeout: float | None = None,
     ) -> pb.GenerateResponse:
         """Continues a prompt and waits for the whole answer."""
-        return self._call(self._stub.Generate, generate_request(prompt, params, adapter), pb.GenerateResponse, timeout)
+        request = generate_request(prompt, params, adapter, scheduling)
+        return self._call(self._stub.Generate, request, pb.GenerateResponse, timeout)
 
     def generate_stream(
         self,
@@ -72,10 +75,12 @@ class Client:
         params: SamplingParams | None = None,
         *,
         adapter: Target = None,
+        scheduling: SchedulingParams | None = None,
         timeout: float | None = None,
     ) -> Iterator[pb.GenerateEvent]:
         """Continues a prompt and yields its tokens as they come; closing the iterator ends the request."""
-        call = self._stub.GenerateStream(generate_request(prompt, params, adapter), timeout=self._or_default(timeout))
+        request = generate_request(prompt, params, adapter, scheduling)
+        call = self._stub.GenerateStream(request, timeout=self._or_default(timeout))
         try:
             with _own_errors():
                 yield from call
@@ -88,10 +93,12 @@ class Client:
         completion: str | Sequence[int],
         *,
         adapter: Target = None,
+        scheduling: SchedulingParams | None = None,
         timeout: float | None = None,
     ) -> pb.ScoreResponse:
         """The log-probability of each token of `completion` after `prompt`."""
-        return self._call(self._stub.Score, score_request(prompt, completion, adapter), pb.ScoreResponse, timeout)
+        request = score_request(prompt, completion, adapter, scheduling)
+        return self._call(self._stub.Score, request, pb.ScoreResponse, timeout)
 
     def list_adapters(self, page_size: int = 0, *, in_memory: bool = False) -> Iterator[pb.Adapter]:
         """Every registered adapter, or those in memory alone, by name, fetched a page at a time."""
@@ -134,7 +141,9 @@ class Client:
         return self._timeout if timeout is None else timeout
 
 
-def generate_request(prompt: Prompt, params: SamplingParams | None, adapter: Target) -> pb.GenerateRequest:
+def generate_request(
+    prompt: Prompt, params: SamplingParams | None, adapter: Target, scheduling: SchedulingParams | None = None
+) -> pb.GenerateRequest:
     """The message of a generation; of `params`, what was set is sent.
 
     Raises:
@@ -143,22 +152,35 @@ def generate_request(prompt: Prompt, params: SamplingParams | None, adapter: Tar
     fields = params.model_dump(exclude_unset=True, exclude_none=True) if params else {}
     name, mix = _target(adapter)
     sampling = _build("sampling", pb.SamplingParams, **fields)
-    return pb.GenerateRequest(prompt=_prompt(prompt), sampling=sampling, adapter=name, mix=mix)
+    return pb.GenerateRequest(
+        prompt=_prompt(prompt), sampling=sampling, adapter=name, mix=mix, scheduling=_scheduling(scheduling)
+    )
 
 
-def score_request(prompt: Prompt, completion: str | Sequence[int], adapter: Target) -> pb.ScoreRequest:
+def score_request(
+    prompt: Prompt, completion: str | Sequence[int], adapter: Target, scheduling: SchedulingParams | None = None
+) -> pb.ScoreRequest:
     """The message of a scoring.
 
     Raises:
         InvalidRequest: something that no message can hold.
     """
     name, mix = _target(adapter)
-    request = pb.ScoreRequest(prompt=_prompt(prompt), adapter=name, mix=mix)
+    request = pb.ScoreRequest(prompt=_prompt(prompt), adapter=name, mix=mix, scheduling=_scheduling(scheduling))
     if isinstance(completion, str):
         request.completion = completion
     else:
         request.completion_ids.CopyFrom(_build("completion", pb.TokenIds, ids=completion))
     return request
+
+
+def _scheduling(params: SchedulingParams | None) -> pb.SchedulingParams | None:
+    if params is None:
+        return None
+    fields = params.model_dump(exclude_unset=True, exclude_none=True)
+    if "priority" in fields:
+        fields["priority"] = f"PRIORITY_{params.priority.upper()}"
+    return _build("scheduling", pb.SchedulingParams, **fields)
 
 
 def _prompt(prompt: Prompt) -> pb.Prompt:

@@ -10,9 +10,12 @@ from openlora_jax import inputs
 from openlora_jax.engine.admission import MAX_MIX
 from openlora_jax.engine.request import MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import GenerateInput, Prompt, ScoreInput
 from serving.proto import openlora_pb2 as pb
+
+PRIORITIES: Mapping[int, str] = {pb.PRIORITY_LOW: "low", pb.PRIORITY_NORMAL: "normal", pb.PRIORITY_HIGH: "high"}
 
 MAX_NAME = 128
 MAX_CHARACTERS_PER_TOKEN = 128
@@ -26,7 +29,13 @@ def generate_input(request: pb.GenerateRequest, max_len: int) -> GenerateInput:
         InvalidRequest: names the field.
     """
     params = sampling_params(request.sampling)
-    return GenerateInput(prompt=prompt(request.prompt, max_len), params=params, mix=mix(request), extra={})
+    return GenerateInput(
+        prompt=prompt(request.prompt, max_len),
+        params=params,
+        mix=mix(request),
+        extra={},
+        scheduling=scheduling_params(request.scheduling),
+    )
 
 
 def score_input(request: pb.ScoreRequest, max_len: int) -> ScoreInput:
@@ -43,12 +52,26 @@ def score_input(request: pb.ScoreRequest, max_len: int) -> ScoreInput:
             completion = _ids(request.completion_ids, "completion_ids", max_len)
         case _:
             raise InvalidRequest("completion", "is missing; give completion or completion_ids")
-    return ScoreInput(prompt=prompt(request.prompt, max_len), completion=completion, mix=mix(request), extra={})
+    return ScoreInput(
+        prompt=prompt(request.prompt, max_len),
+        completion=completion,
+        mix=mix(request),
+        extra={},
+        scheduling=scheduling_params(request.scheduling),
+    )
 
 
 def sampling_params(message: pb.SamplingParams) -> SamplingParams:
     """The fields that are set; the others keep their defaults. Raises InvalidRequest."""
     return inputs.sampling_params({field.name: _plain(value) for field, value in message.ListFields()})
+
+
+def scheduling_params(message: pb.SchedulingParams) -> SchedulingParams:
+    """The fields that are set; the others keep their defaults. Raises InvalidRequest."""
+    fields = {field.name: value for field, value in message.ListFields()}
+    if message.priority:
+        fields["priority"] = PRIORITIES.get(message.priority, message.priority)
+    return inputs.scheduling_params(fields)
 
 
 def _plain(value: object) -> object:

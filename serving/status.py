@@ -59,6 +59,12 @@ ROWS = (
     Row(errors.BadCheckpoint, grpc.StatusCode.DATA_LOSS, "BAD_CHECKPOINT"),
     Row(errors.NotFinite, grpc.StatusCode.INTERNAL, "NOT_FINITE", {"adapters": str}),
     Row(errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", {"limit": str, "value": int}),
+    Row(
+        errors.CannotMeetDeadline,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "DEADLINE_UNMEETABLE",
+        {"deadline": str, "limit": float, "estimate": float},
+    ),
     Row(errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", {"phase": str}),
     Row(errors.EngineStopped, grpc.StatusCode.UNAVAILABLE, "ENGINE_STOPPED", {"reason": str}),
     Row(errors.OpenLoraError, grpc.StatusCode.FAILED_PRECONDITION, "FAILED_PRECONDITION"),
@@ -111,7 +117,7 @@ def _generic(error: errors.OpenLoraError, data: Mapping[str, str]) -> tuple[Mess
             return (error_details_pb2.BadRequest(field_violations=[violation]),)
         case errors.UnknownAdapter():
             return (error_details_pb2.ResourceInfo(resource_type="adapter", resource_name=data["name"]),)
-        case errors.Overloaded():
+        case errors.Overloaded() | errors.CannotMeetDeadline():
             return (error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS)),)
         case _:
             return ()

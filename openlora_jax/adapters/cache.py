@@ -13,7 +13,7 @@ ready waits for nothing but pages that running requests give back.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Literal, Protocol, runtime_checkable
@@ -106,6 +106,11 @@ class Lease:
         return self._cache._is_ready(self._residence)
 
     @property
+    def resident(self) -> bool:
+        """Whether it is on the device."""
+        return self._residence.pages is not None
+
+    @property
     def error(self) -> OpenLoraError | None:
         """Why it cannot be served; None while it loads and when it is ready."""
         reason = self._misfit or self._residence.failure
@@ -189,6 +194,27 @@ class AdapterCache:
             return False
         failed = [residence for residence, adapter in writes if not self._write(residence, adapter)]
         return not failed
+
+    def fits(self, leases: Iterable[Lease], without: Iterable[Lease]) -> bool:
+        """Whether `place` would find room for one request's leases, if these others, all placed, were displaced."""
+        leases = list(leases)
+        with self._lock:
+            if any(lease._released or lease.error or not self._here(lease._residence) for lease in leases):
+                return False
+            members = [lease._residence for lease in leases]
+            return self._residency.fits(members, [lease._residence for lease in without])
+
+    def displace(self, *leases: Lease) -> None:
+        """Takes the device's pages back from placed leases: they wait again, until they are placed. Engine thread only.
+
+        The pages stay as they are until room is needed.
+        """
+        with self._lock:
+            placed = [lease for lease in leases if lease._pages is not None and not lease._released]
+            self._residency.displace([lease._residence for lease in placed])
+            for lease in placed:
+                lease._pages = None
+                self._waiting[lease] = None
 
     def load(self, name: str, digest: str) -> None:
         """Brings an adapter into host memory and waits for it. Not for the engine thread.

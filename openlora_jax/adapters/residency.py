@@ -11,6 +11,7 @@ that waits keeps no pages, else requests that wait for room could hold the very 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from openlora_jax.adapters.counters import Counters, PageState, Reason
@@ -43,6 +44,9 @@ class Residence:
         if self.pages is None:
             return "loading"
         return "draining" if self.unloading else "resident"
+
+
+NOBODY: Mapping[Residence, int] = MappingProxyType({})
 
 
 class Residency:
@@ -115,6 +119,17 @@ class Residency:
             self._touch(member)
         return victims
 
+    def fits(self, members: Sequence[Residence], leaving: Iterable[Residence]) -> bool:
+        """Whether `place` of these would find room once references to `leaving`, one a mention, were displaced."""
+        absent = [member for member in dict.fromkeys(members) if member.pages is None]
+        return self._victims(_total(absent), members, Counter(leaving)) is not None
+
+    def displace(self, members: Sequence[Residence]) -> None:
+        """Turns a reference to each member into a waiter; its pages are idle with the last one."""
+        for member in members:
+            member.refs -= 1
+            member.waiters += 1
+
     def misfit(self, members: Sequence[Residence]) -> str | None:
         """Why `place` of these could not succeed even if all other leases were gone; None if it could."""
         unique = list(dict.fromkeys(members))
@@ -174,10 +189,13 @@ class Residency:
             if residence.unloading and not (residence.refs or residence.waiters):
                 raise RuntimeError(f"unloading without a lease: {residence}")
 
-    def _victims(self, needed: Mapping[str, int], members: Sequence[Residence]) -> list[Residence] | None:
+    def _victims(
+        self, needed: Mapping[str, int], members: Sequence[Residence], leaving: Mapping[Residence, int] = NOBODY
+    ) -> list[Residence] | None:
         """The residences to evict so that `needed` pages are free; None if no set of them would do."""
         short = {module: count - self._pages.num_free(module) for module, count in needed.items()}
-        idle = [r for r in self._recency.values() if not r.refs and r.digest not in self.pinned and r not in members]
+        unused = (r for r in self._recency.values() if r.refs <= leaving.get(r, 0))
+        idle = [r for r in unused if r.digest not in self.pinned and r not in members]
         candidates = sorted(idle, key=lambda r: r.waiters > 0)
         victims: list[Residence] = []
         for candidate in candidates:

@@ -124,6 +124,7 @@ def settings(workload: Workload) -> EngineConfig:
     pages = sum(max(workload.adapters) * -(-rank // PAGE_RANK) for rank in workload.ranks)
     return EngineConfig(
         max_rows=workload.requests,
+        prefix_cache=False,  # every prompt is computed
         max_model_len=length,
         kv_blocks=1 + workload.requests * (blocks + 1),
         pool_pages=1 + pages,

@@ -8,6 +8,7 @@ import typer
 from openlora_jax.cli.rows import STANDARD, check_output, generation_line, read_lines, write_lines
 from openlora_jax.cli.session import open_session
 from openlora_jax.config import BackendName
+from openlora_jax.engine.scheduling_params import Priority
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import GenerateInput, parse_generate
 
@@ -22,6 +23,12 @@ BackendOption = Annotated[
 ]
 ServerOption = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Ask this server; no base is loaded.", show_default=False)
+]
+
+PriorityOption = Annotated[Priority | None, typer.Option(help="Class beside other requests.", show_default=False)]
+TenantOption = Annotated[str | None, typer.Option(help="Whose request it is, for fairness.", show_default=False)]
+TtftOption = Annotated[
+    float | None, typer.Option(help="Seconds to the first token; refused if too short.", show_default=False)
 ]
 
 
@@ -43,16 +50,28 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=False)] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus to sample from.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Reproduces an answer.", show_default=False)] = None,
+    priority: PriorityOption = None,
+    tenant: TenantOption = None,
+    ttft_deadline: TtftOption = None,
+    tpot_deadline: Annotated[
+        float | None, typer.Option(help="Seconds from token to token; refused if too short.", show_default=False)
+    ] = None,
 ) -> None:
     """Continues a prompt, or each row of a file, with the base model, an adapter, or a weighted mix of adapters.
 
-    A row is a JSON object with prompt, messages or prompt_ids, and any of adapter, mix and the sampling parameters.
-    What options say holds for rows that do not say it themselves.
+    A row is a JSON object with prompt, messages or prompt_ids, and any of adapter, mix, the sampling parameters, and
+    priority, tenant, ttft_deadline and tpot_deadline. What options say holds for rows that do not say it themselves.
     """
     if (prompt is None) == (source is None):
         raise InvalidRequest("--prompt", "give --prompt for one text, or --input for a file of rows")
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    defaults = {key: value for key, value in sampling.items() if value is not None} | _target(adapter, mix)
+    scheduling = {
+        "priority": priority,
+        "tenant": tenant,
+        "ttft_deadline": ttft_deadline,
+        "tpot_deadline": tpot_deadline,
+    }
+    defaults = given(sampling) | given(scheduling) | _target(adapter, mix)
 
     def parse(fields: Mapping[str, Any]) -> GenerateInput:
         own_target = {"adapter", "mix"} & fields.keys()
@@ -70,6 +89,11 @@ def generate(
             for text in session.stream(row):
                 typer.echo(text, nl=False)
             typer.echo()
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _target(adapter: str | None, mix: str | None) -> dict[str, Any]:

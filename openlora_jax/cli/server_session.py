@@ -36,20 +36,23 @@ class ServerSession:
     def generate(self, lines: Sequence[Line[GenerateInput]]) -> Iterator[Generation]:
         def call(line: Line[GenerateInput]) -> Generation:
             row = line.row
-            return _generation(self._client.generate(row.prompt, row.params, adapter=_adapter(row)))
+            answer = self._client.generate(row.prompt, row.params, adapter=_adapter(row), scheduling=row.scheduling)
+            return _generation(answer)
 
         return _concurrently(call, lines)
 
     def score(self, lines: Sequence[Line[ScoreInput]]) -> Iterator[Scored]:
         def call(line: Line[ScoreInput]) -> Scored:
             row = line.row
-            return _scored(self._client.score(row.prompt, row.completion, adapter=_adapter(row)))
+            answer = self._client.score(row.prompt, row.completion, adapter=_adapter(row), scheduling=row.scheduling)
+            return _scored(answer)
 
         return _concurrently(call, lines)
 
     def stream(self, row: GenerateInput) -> Iterator[str]:
         """The text of the first sample as it comes."""
-        for event in self._client.generate_stream(row.prompt, row.params, adapter=_adapter(row)):
+        events = self._client.generate_stream(row.prompt, row.params, adapter=_adapter(row), scheduling=row.scheduling)
+        for event in events:
             if event.HasField("delta") and event.delta.index == 0:
                 yield event.delta.text
 

@@ -46,6 +46,8 @@ class Admission:
         self._check_tokens("prompt", request.prompt_ids)
         self._check_tokens("completion", request.completion_ids)
         _check_mix(request.mix)
+        if request.scheduling.tpot_deadline is not None:
+            raise InvalidRequest("tpot_deadline", "a text to score has no tokens to come; leave it out")
         prompt, completion = len(request.prompt_ids), len(request.completion_ids)
         limit = self.config.max_model_len
         if prompt + completion > limit:

@@ -21,10 +21,13 @@ from typing import Protocol, runtime_checkable
 
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.admission import Admission
+from openlora_jax.engine.deadlines import Deadlines
+from openlora_jax.engine.launch import Launch
 from openlora_jax.engine.plan import Runner, StepResult, TileScores
+from openlora_jax.engine.rates import Rates
 from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest, TokenLogprobs
 from openlora_jax.engine.results import last_events, take_scores, take_token
-from openlora_jax.engine.scheduler import Launch, Schedule, Scheduler
+from openlora_jax.engine.scheduler import Schedule, Scheduler
 from openlora_jax.engine.sequence import Adapters, LiveRequest, Sequence
 from openlora_jax.engine.stopping import Detokenizer, Output
 from openlora_jax.engine.stream import EventStream
@@ -67,6 +70,7 @@ class EngineStats:
         generated_tokens: sampled tokens that were delivered.
         steps: iterations that dispatched work.
         preemptions: sequences that gave up their KV blocks and were recomputed.
+        cached_tokens: of prompts, whose KV was in memory when their request started.
     """
 
     running: int
@@ -77,6 +81,7 @@ class EngineStats:
     generated_tokens: int
     steps: int
     preemptions: int
+    cached_tokens: int = 0
 
 
 class Engine:
@@ -110,6 +115,8 @@ class Engine:
         self._max_queue = config.max_queue
         self._admission = Admission(config, vocab_size)
         self._scheduler = Scheduler(config, adapters)
+        self._deadlines = Deadlines(Rates(), config.prefill_chunk)
+        self._iterated: float | None = None
         self._live: set[LiveRequest] = set()
         self._dispatched: list[tuple[Launch, StepResult]] = []
         self._generated = 0
@@ -153,6 +160,7 @@ class Engine:
             generated_tokens=self._generated,
             steps=self._steps,
             preemptions=self._scheduler.preemptions,
+            cached_tokens=self._scheduler.room.found,
         )
 
     def submit(self, request: GenerateRequest | ScoreRequest) -> EventStream:
@@ -246,7 +254,8 @@ class Engine:
 
     def _iterate(self) -> bool:
         now = self._clock()
-        self._take_arrivals()
+        self._measure(now)
+        self._receive(self._take_arrivals(), now)
         self._end_hopeless(now)
         schedule = self._scheduler.schedule(now)
         for live, problem in schedule.refused:
@@ -259,13 +268,32 @@ class Engine:
             self._failures = 0
         return bool(schedule or previous)
 
-    def _take_arrivals(self) -> None:
+    def _measure(self, now: float) -> None:
+        """How long an iteration takes: as each waits for the step before its own, as long as one step of them."""
+        if self._dispatched and self._iterated is not None:
+            kinds = {launch.plan.kind: len(launch.sequences) for launch, _ in self._dispatched}
+            rows = kinds.pop("decode", 0)
+            self._deadlines.rates.iterated(now - self._iterated, chunk=bool(kinds), rows=rows)
+        self._iterated = now
+
+    def _receive(self, arrivals: Iterable[LiveRequest], now: float) -> None:
+        """Notes who need not wait for a load; ends those whose deadlines cannot be kept."""
+        for live in arrivals:
+            if all(lease.ready for lease in live.leases):
+                live.ready = now
+            if live.request.scheduling.limits_time:
+                ahead, rows = self._scheduler.ahead(live), len(self._scheduler.running)
+                if error := self._deadlines.refusal(live, rows, ahead):
+                    self._end(live, error=error)
+
+    def _take_arrivals(self) -> list[LiveRequest]:
         with self._changed:
             arrivals = list(self._arrivals)
             self._arrivals.clear()
         for live in arrivals:
             self._live.add(live)
             self._scheduler.add(live)
+        return arrivals
 
     def _end_hopeless(self, now: float) -> None:
         """Ends who was cancelled, is late or cannot have an adapter; notes whose adapters have come."""
@@ -273,12 +301,15 @@ class Engine:
             deadline = live.request.deadline
             if live.ready is None and all(lease.ready for lease in live.leases):
                 live.ready = now
+                self._deadlines.rates.loaded(now - live.submitted)
             if live.stream.cancelled:
                 self._end(live, *last_events(live, now))
             elif error := live.load_error:
                 self._end(live, error=error)
             elif deadline is not None and now >= deadline:
                 self._end(live, error=DeadlineExceeded(live.phase))
+            elif late := self._deadlines.missed(live, now, len(self._scheduler.running)):
+                self._end(live, error=late)
 
     def _dispatch(self, schedule: Schedule) -> None:
         for slot, sequence in schedule.started:
@@ -306,6 +337,9 @@ class Engine:
                 self._end(live, error=NotFinite(live.answerer))
                 continue
             if isinstance(output, TileScores):
+                sequence.in_flight -= 1
+                if sequence.slot is None:
+                    continue  # it gave way, and will be scored again
                 ended = take_scores(sequence, tile.start, output)
             else:
                 live.answered = self._clock() if live.answered is None else live.answered
@@ -323,12 +357,12 @@ class Engine:
         for lease in live.leases:
             lease.release()
         try:
-            for sequence in live.sequences:
-                if not sequence.finished:
-                    self._scheduler.finish(sequence)
+            self._scheduler.remove(live)
         finally:
             self._live.discard(live)
             self._leave_queue(live)
+            if live.started is not None:
+                self._deadlines.rates.ended(self._clock(), others_wait=bool(self._scheduler.waiting))
             live.stream.close(*last, error=error)
 
     def _fail(self) -> None:
@@ -344,6 +378,7 @@ class Engine:
             with self._changed:
                 self._closed, self._stop_at = "its steps fail on the device", self._clock()
         else:
+            self._scheduler.blocks.forget()
             self._runner.reset()
 
     def _end_all(self) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -27,6 +28,7 @@ class GenerateRequest:
     params: SamplingParams
     mix: tuple[MixItem, ...] = ()
     deadline: float | None = None
+    scheduling: SchedulingParams = DEFAULT_SCHEDULING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,7 @@ class ScoreRequest:
     completion_ids: tuple[int, ...]
     mix: tuple[MixItem, ...] = ()
     deadline: float | None = None
+    scheduling: SchedulingParams = DEFAULT_SCHEDULING
 
 
 @dataclass(frozen=True, slots=True)

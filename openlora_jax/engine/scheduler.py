@@ -1,45 +1,36 @@
-"""Who runs in the next step: slots, KV blocks and work list items are given out, oldest request first.
+"""Who runs in the next step: slots, KV blocks, adapter pages and work list items are given out, in the policy's order.
 
 Each schedule holds at most one chunk of known tokens (prompts, texts to score, recomputed output) and then one decode
 step of every sequence whose known tokens are all dispatched, those of this very chunk included.
 
-* Waiting sequences start in the order of their requests. A request starts with all its samples or not at all. Slots,
-  KV blocks and items are strictly first come, first served; only who waits for an adapter is passed by others.
+* Waiting sequences start in the order of the policy. A request starts with all its samples or not at all. For slots, KV
+  blocks and items nobody passes the first in that order; only who waits for an adapter is passed by others.
 * Room for adapters on the device: others pass a request whose adapters find none, until it has waited `PATIENCE`
-  seconds. From then on no newer request that names an adapter starts, so what runs now ends, its pages fall idle, and
+  seconds. From then on nobody after it that names an adapter starts, so what runs now ends, its pages fall idle, and
   the request gets them. (A mix that cannot fit even then gets its error from the adapter cache.)
+* Who lacks any of these takes it from requests of a lower class, if that is enough to start: first the pages of those
+  that wait themselves, then all that the last of the running hold. Who gave way is recomputed from its tokens.
 * A sequence gets the blocks of its known tokens when it starts, and one more whenever it grows into it. When none is
-  left, the youngest running sample gives up slot and blocks and waits to be recomputed from its tokens. Texts to score
-  do not grow, so they run to their end. A start leaves a free block for each running sequence to grow into.
+  left, the last of the running samples gives way. Texts to score do not grow, and make room for their class only. A
+  start leaves a free block for each running sequence to grow into.
 * `n > 1`: the first sample computes the prompt. The others share its full blocks, copy the block of the last token
   once the prompt is dispatched, and compute the last tile again, each with its own sampler state.
-* `deterministic`: a chunk holds one sequence's tokens, cut at multiples of a size that depends on its request alone; a
-  sequence gets all the blocks that it can ever need when it starts, so none is ever recomputed.
+* A prompt begins with the blocks of those before it, of the same tenant and mix, that began with the same tokens.
+* `deterministic`: no block is taken over from another request, a sequence gets all that it can ever need when it
+  starts, and who has sampled a token gives way to nobody, as other programs would recompute its output.
 """
 
-import heapq
 from bisect import insort
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from openlora_jax.config import EngineConfig
-from openlora_jax.engine.kv_blocks import BlockPool, blocks_for
-from openlora_jax.engine.plan import StepPlan, Tile
-from openlora_jax.engine.sequence import Adapters, LiveRequest, Sequence
+from openlora_jax.engine.launch import Launch, next_chunk
+from openlora_jax.engine.plan import Tile
+from openlora_jax.engine.policy import PATIENCE, policy_of
+from openlora_jax.engine.room import Room
+from openlora_jax.engine.sequence import Adapters, LiveRequest, Party, Sequence
 from openlora_jax.errors import InvalidRequest
-
-PATIENCE = 1.0
-"""Seconds for which others may pass a request that finds no room on the device for its adapters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """A plan to dispatch, and the sequence of each of its tiles."""
-
-    plan: StepPlan
-    sequences: tuple[Sequence, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,149 +63,187 @@ class Scheduler:
 
     Attributes:
         waiting: sequences to start together, oldest first.
-        running: sequences with a slot, oldest first.
-        preemptions: how many times a sequence had to give up its blocks.
+        running: sequences with a slot, the first to be served first and the first to give way last.
+        room: what they hold.
+        preemptions: how many times a sequence had to give way.
     """
 
     def __init__(self, config: EngineConfig, adapters: Adapters) -> None:
         self._config = config
         self._adapters = adapters
-        self.blocks = BlockPool(config.kv_blocks, config.kv_block)
-        self.waiting: list[tuple[Sequence, ...]] = []
+        self._policy = policy_of(config)
+        self.room = Room(config)
+        self.blocks = self.room.blocks
+        self.waiting: list[Party] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
-        self._slots = list(range(config.max_rows))
-        self._items: Counter[str] = Counter()
+        self._highest: int | None = None  # level that waits, while it is known
 
     def add(self, live: LiveRequest) -> None:
         """A new request."""
+        self._policy.arrives(live)
         self._wait(tuple(live.sequences))
 
-    def schedule(self, now: float) -> Schedule:
-        """Decides one iteration. Its plans must be dispatched, in order, before the next call."""
-        refused: list[tuple[LiveRequest, InvalidRequest]] = []
-        started = self._start_waiting(now, refused)
-        chunk = self._next_chunk()
-        copies = self._release_forks()
-        return Schedule(tuple(refused), started, chunk, copies, self._next_decode())
+    def ahead(self, live: LiveRequest) -> int:
+        """Requests that must end before a waiting one can start, if no more come."""
+        level = self._policy.level(live)
+        if self.room.slots or (self.running and _level(self.running[-1].request) < level):
+            return 0
+        before = {party[0].request for party in self.waiting if self._policy.level(party[0].request) >= level}
+        return len(before | {live})
+
+    def remove(self, live: LiveRequest) -> None:
+        """A request that has ended: frees whatever its sequences hold."""
+        for sequence in live.sequences:
+            if not sequence.finished:
+                self.finish(sequence)
+        self._policy.leaves(live)
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees what it holds."""
         sequence.finished = True
         if sequence.slot is None:
             self.waiting = [party for party in self.waiting if sequence not in party]
+            self._highest = None
         else:
             self._stop(sequence)
+
+    def schedule(self, now: float) -> Schedule:
+        """Decides one iteration. Its plans must be dispatched, in order, before the next call."""
+        refused: list[tuple[LiveRequest, InvalidRequest]] = []
+        started = self._start_waiting(now, refused) if self._may_start() else ()
+        chunk = next_chunk(self.running, self._config)
+        for sequence in dict.fromkeys(chunk.sequences if chunk else ()):
+            self.room.name_blocks(sequence)
+        copies = self._release_forks()
+        return Schedule(tuple(refused), started, chunk, copies, self._next_decode(now))
+
+    def _may_start(self) -> bool:
+        """Whether a slot is free, or may be taken from the last of the running."""
+        if not self.waiting or self.room.slots:
+            return bool(self.waiting)
+        if self._highest is None:
+            self._highest = max(self._policy.level(party[0].request) for party in self.waiting)
+        return self._highest > _level(self.running[-1].request)
 
     def _start_waiting(
         self, now: float, refused: list[tuple[LiveRequest, InvalidRequest]]
     ) -> tuple[tuple[int, Sequence], ...]:
-        started: list[Sequence] = []
+        started: list[tuple[int, Sequence]] = []
         barred = False
-        for party in list(self.waiting):
+        for party in self._policy.order(self.waiting, now):
             live = party[0].request
-            if live.ready is None or (barred and live.leases and live.pages is None):
+            if barred and live.leases and live.pages is None:
                 continue
-            if any(sequence.in_flight for sequence in party) or not self._has_room(party):
+            if any(sequence.in_flight for sequence in party):
                 break
-            if not self._place(live, now):
-                barred = barred or (live.blocked is not None and now - live.blocked >= PATIENCE)
+            if not self._make_room(party, now):
+                if not self.room.fits(party, len(self.running)):
+                    break
+                live.blocked = now if live.blocked is None else live.blocked
+                barred = barred or now - live.blocked >= PATIENCE
                 continue
-            if problem := self._misfit(live):
+            if problem := self.room.misfit(live):
                 refused.append((live, problem))
                 continue
-            if not self._has_items(live, len(party)):
+            if not self._make_items(party, now):
                 break
             self._start(party, now)
-            started += party
-        return tuple((sequence.row, sequence) for sequence in started)
+            started += ((sequence.row, sequence) for sequence in party)
+        return tuple(started)
 
-    def _place(self, live: LiveRequest, now: float) -> bool:
+    def _make_room(self, party: Party, now: float) -> bool:
+        """Whether there are slots and blocks for a party, and pages for its adapters, now if not before."""
+        live, running = party[0].request, len(self.running)
+
+        def enough(others: list[LiveRequest]) -> bool:
+            leases = [lease for other in others for lease in other.leases]
+            pages = live.pages is not None or self._adapters.fits(live.leases, leases)
+            return pages and self.room.fits(party, running, _rows(others))
+
+        if self.room.fits(party, running) and self._place(live):
+            return True
+        return self._displace(live, now, enough) and self._place(live)
+
+    def _place(self, live: LiveRequest) -> bool:
         """Whether the request's adapters have their pages on the device, now if not before."""
         if live.pages is None:
             if not self._adapters.place(*live.leases):
-                live.blocked = now if live.blocked is None else live.blocked
                 return False
             live.hold_pages()
         return True
 
-    def _has_room(self, party: tuple[Sequence, ...]) -> bool:
-        """Whether slots and blocks suffice, with a block left for each running sequence to grow into."""
-        shared = self._full_blocks(party[0]) * (len(party) - 1)
-        needed = sum(map(self._starting_blocks, party)) - shared
-        growth = 0 if self._config.deterministic else len(self.running)
-        return len(party) <= len(self._slots) and needed + growth <= self.blocks.num_free
+    def _make_items(self, party: Party, now: float) -> bool:
+        """Whether the work list has room for a party, now if not before."""
+        live, rows = party[0].request, len(party)
+        if self.room.has_items(live, rows):
+            return True
+        return self._displace(live, now, lambda others: self.room.has_items(live, rows, _rows(others)))
 
-    def _starting_blocks(self, sequence: Sequence) -> int:
-        return blocks_for(sequence.reach if self._config.deterministic else sequence.known, self.blocks.block_size)
+    def _displace(self, live: LiveRequest, now: float, enough: Callable[[list[LiveRequest]], bool]) -> bool:
+        """Has requests of lower classes give way, no more than are enough; False, and none, if all are not."""
+        others: list[LiveRequest] = []
+        for other in self._displaceable(live):
+            others.append(other)
+            if enough(others):
+                break
+        else:
+            return False
+        for other in list(others):  # the last in rank first, as some hold nothing of what is lacking
+            rest = [each for each in others if each is not other]
+            others = rest if enough(rest) else others
+        for other in others:
+            self._suspend(other, now)
+        return True
 
-    def _full_blocks(self, sequence: Sequence) -> int:
-        """Blocks before the one of the prompt's last token: what the samples of a request share."""
-        return (sequence.prompt_len - 1) // self.blocks.block_size
+    def _displaceable(self, live: LiveRequest) -> Iterator[LiveRequest]:
+        """Who may have to give way to a request: who waits with pages, then who runs, the last in rank first."""
+        level = self._policy.level(live)
+        for party in reversed(self.waiting):
+            other = party[0].request
+            if other.pages is not None and not other.num_running and self._policy.level(other) < level:
+                yield other
+        for other in dict.fromkeys(sequence.request for sequence in reversed(self.running)):
+            if _level(other) < level and self._may_start_over(other):
+                yield other
 
-    def _misfit(self, live: LiveRequest) -> InvalidRequest | None:
-        """Why a decode step's work list could not hold all samples of a mix even alone."""
-        limit, samples = self._config.work_items, len(live.sequences)
-        for module, pages in live.items.items():
-            if pages * samples > limit:
-                problem = f"its adapters have {pages} rank pages of {module}, {pages * samples} for n = {samples}"
-                return InvalidRequest("mix", f"{problem}; a step takes at most {limit} (configuration work_items)")
-        return None
+    def _may_start_over(self, live: LiveRequest) -> bool:
+        samples = (sequence for sequence in live.sequences if sequence.params is not None)
+        return not (self._config.deterministic and any(sample.num_output for sample in samples))
 
-    def _has_items(self, live: LiveRequest, rows: int) -> bool:
-        """Whether a decode step's work list has room for so many rows of the mix beside all who run."""
-        limit = self._config.work_items
-        return all(self._items[module] + pages * rows <= limit for module, pages in live.items.items())
+    def _suspend(self, live: LiveRequest, now: float) -> None:
+        """It waits again, without rows, blocks and pages; whole, as it came, if it has no token yet."""
+        rows = [sequence for sequence in live.sequences if sequence.slot is not None]
+        for sequence in rows:
+            self._stop(sequence)
+            sequence.start_over()
+            self.preemptions += 1
+        live.waiting_since = now if rows else live.waiting_since
+        whole = len(rows) == len(live.sequences) and not any(sequence.num_output for sequence in rows)
+        for party in [tuple(rows)] if whole else [(sequence,) for sequence in rows]:
+            self._wait(party)
+        if live.pages is not None:
+            self._adapters.displace(*live.leases)
+            live.give_pages_back()
 
-    def _start(self, party: tuple[Sequence, ...], now: float) -> None:
+    def _start(self, party: Party, now: float) -> None:
         self.waiting.remove(party)
-        leader = party[0]
+        self._highest = None
+        live = party[0].request
+        live.rank = self._policy.starts(live)
+        self.room.take(party)
         for sequence in party:
-            shared = [] if sequence is leader else leader.blocks[: self._full_blocks(leader)]
-            own = self.blocks.allocate(self._starting_blocks(sequence) - len(shared))
-            if own is None:
-                raise RuntimeError("a sequence was started without room for its blocks")
-            self.blocks.share(shared)
-            sequence.blocks = shared + own
-            sequence.slot = heapq.heappop(self._slots)
-            sequence.leader = None if sequence is leader else leader
-            self._items.update(sequence.request.items)
-            insort(self.running, sequence, key=_age)
-        live = leader.request
+            insort(self.running, sequence, key=_place)
         live.started = now if live.started is None else live.started
 
     def _stop(self, sequence: Sequence) -> None:
-        """Takes slot, blocks and items back from a running sequence."""
         self.running.remove(sequence)
-        self.blocks.release(sequence.blocks)
-        heapq.heappush(self._slots, sequence.row)
-        self._items.subtract(sequence.request.items)
-        sequence.slot, sequence.blocks = None, []
+        self.room.give_back(sequence)
 
-    def _wait(self, party: tuple[Sequence, ...]) -> None:
-        insort(self.waiting, party, key=lambda other: _age(other[0]))
-
-    def _next_chunk(self) -> Launch | None:
-        launched: list[tuple[Tile, Sequence]] = []
-        used: Counter[str] = Counter()
-        for sequence in self.running:
-            if not sequence.wants_chunk() or (launched and not self._may_share_chunk(sequence, launched[0][1])):
-                continue
-            for _ in range(self._tiles_left(sequence.request.items, used, len(launched))):
-                launched.append((sequence.take_chunk_tile(self._config.prefill_tile), sequence))
-                used.update(sequence.request.items)
-                if not sequence.wants_chunk():
-                    break
-        return _launch("score" if launched and launched[0][1].params is None else "prefill", launched)
-
-    def _may_share_chunk(self, sequence: Sequence, first: Sequence) -> bool:
-        return not self._config.deterministic and (sequence.params is None) == (first.params is None)
-
-    def _tiles_left(self, items: Mapping[str, int], used: Mapping[str, int], tiles: int) -> int:
-        """Tiles of a mix with these items that a chunk can still take."""
-        limit = self._config.work_items
-        room = [(limit - used.get(module, 0)) // pages for module, pages in items.items() if pages]
-        return min([self._config.prefill_chunk // self._config.prefill_tile - tiles, *room])
+    def _wait(self, party: Party) -> None:
+        insort(self.waiting, party, key=_age)
+        if self._highest is not None:
+            self._highest = max(self._highest, self._policy.level(party[0].request))
 
     def _release_forks(self) -> tuple[tuple[int, int], ...]:
         """Samples whose prompt was dispatched go on from its last tile, each in its own copy of that tile's block."""
@@ -222,42 +251,54 @@ class Scheduler:
         for fork in self.running:
             leader = fork.leader
             if leader is not None and leader.decoding:
-                last = self._full_blocks(leader)
+                last = self.room.full_blocks(leader)
                 copies.append((leader.blocks[last], fork.blocks[last]))
                 fork.computed = leader.prompt_len - 1 - (leader.prompt_len - 1) % self._config.prefill_tile
                 fork.leader = None
         return tuple(copies)
 
-    def _next_decode(self) -> Launch | None:
+    def _next_decode(self, now: float) -> Launch | None:
         launched: list[tuple[Tile, Sequence]] = []
         for sequence in list(self.running):
-            if sequence.wants_decode() and self._grow(sequence):
+            if sequence.wants_decode() and self._grow(sequence, now):
                 launched.append((sequence.take_decode_tile(), sequence))
-        return _launch("decode", launched)
+        return Launch.of("decode", launched)
 
-    def _grow(self, sequence: Sequence) -> bool:
+    def _grow(self, sequence: Sequence, now: float) -> bool:
         """Sees to a block for the next position; False if the sequence itself had to give way."""
         while sequence.slot is not None and sequence.computed >= len(sequence.blocks) * self.blocks.block_size:
             block = self.blocks.allocate(1)
             if block is None:
-                self._preempt(next(other for other in reversed(self.running) if other.params is not None))
+                self._preempt(next(other for other in reversed(self.running) if _may_yield(other, sequence)), now)
             else:
                 sequence.blocks += block
         return sequence.slot is not None
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence, now: float) -> None:
         """Its tokens stay, those in flight are still read; then it is recomputed from its first position."""
         self._stop(sequence)
-        sequence.computed, sequence.decoding, sequence.leader = 0, False, None
+        sequence.start_over()
+        sequence.request.waiting_since = now
         self._wait((sequence,))
         self.preemptions += 1
 
 
-def _age(sequence: Sequence) -> tuple[int, int]:
-    return sequence.age
+def _may_yield(other: Sequence, growing: Sequence) -> bool:
+    return other.params is not None or _level(other.request) < _level(growing.request)
 
 
-def _launch(kind: Literal["prefill", "decode", "score"], launched: list[tuple[Tile, Sequence]]) -> Launch | None:
-    if not launched:
-        return None
-    return Launch(StepPlan(kind, tuple(tile for tile, _ in launched)), tuple(sequence for _, sequence in launched))
+def _level(live: LiveRequest) -> int:
+    """That a running request has, of its class or by its age."""
+    return -live.rank[0]
+
+
+def _rows(lives: Iterable[LiveRequest]) -> list[Sequence]:
+    return [sequence for live in lives for sequence in live.sequences if sequence.slot is not None]
+
+
+def _place(sequence: Sequence) -> tuple[tuple[int, float, int], int]:
+    return sequence.place
+
+
+def _age(party: Party) -> tuple[int, int]:
+    return party[0].age

@@ -24,6 +24,7 @@ class Lease(Protocol):
         digest: of the adapter's content.
         pages: where it is on the device; valid once it was placed.
         ready: it is in host memory or on the device.
+        resident: it is on the device.
         error: why it cannot be served; None while it loads and when it is ready.
     """
 
@@ -33,6 +34,8 @@ class Lease(Protocol):
     def pages(self) -> AdapterPages: ...
     @property
     def ready(self) -> bool: ...
+    @property
+    def resident(self) -> bool: ...
     @property
     def error(self) -> OpenLoraError | None: ...
     def release(self) -> None:
@@ -54,6 +57,16 @@ class Adapters(Protocol):
         Engine thread only. Takes what `acquire` returned; a protocol cannot say so without a type parameter.
         """
 
+    def fits(self, leases: Iterable[Any], without: Iterable[Any]) -> bool:
+        """Whether `place` would find room for one request's leases, if these others were displaced."""
+
+    def displace(self, *leases: Any) -> None:
+        """Takes the device's pages back from placed leases, which wait from now on. Engine thread only."""
+
+
+Rank = tuple[int, float, int]
+"""A place among the running: class, higher ones negative, deadline, order of arrival."""
+
 
 @dataclass(eq=False, slots=True)
 class LiveRequest:
@@ -68,6 +81,8 @@ class LiveRequest:
         sequences: `n` samples, or the one text to score.
         submitted, ready, blocked, started, answered: monotonic seconds of the submission, the adapters in host memory,
             the first refusal of room for them on the device, the start, and the first result.
+        waiting_since: the submission, or when it last gave way.
+        rank: its place among the running, when it has started.
     """
 
     request: GenerateRequest | ScoreRequest
@@ -83,6 +98,11 @@ class LiveRequest:
     blocked: float | None = None
     started: float | None = None
     answered: float | None = None
+    waiting_since: float = 0.0
+    rank: Rank = (0, 0.0, 0)
+
+    def __post_init__(self) -> None:
+        self.waiting_since = self.submitted
 
     def hold_pages(self) -> None:
         """Its leases were placed: notes where the pages are."""
@@ -90,6 +110,28 @@ class LiveRequest:
         self.pages = tuple((lease.pages, weight) for lease, weight in zip(self.leases, weights, strict=True))
         for pages, _ in self.pages:
             self.items.update({module: len(ids) for module, ids in pages.items()})
+
+    def give_pages_back(self) -> None:
+        """Its leases were displaced."""
+        self.pages = None
+        self.items.clear()
+
+    @property
+    def resident(self) -> bool:
+        """Whether its adapters are on the device."""
+        return self.pages is not None or all(lease.resident for lease in self.leases)
+
+    @property
+    def num_running(self) -> int:
+        """Rows that it has."""
+        return sum(sequence.slot is not None for sequence in self.sequences)
+
+    def served(self, output_weight: int) -> int:
+        """Tokens that it has had, or has been promised, each output token counting `output_weight` times."""
+        first = self.sequences[0]
+        if first.params is None:
+            return len(first.tokens)
+        return first.prompt_len + output_weight * sum(sequence.num_output for sequence in self.sequences)
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -129,14 +171,15 @@ class Sequence:
     """One sample of a request, or the text to score.
 
     The following conditions hold. `tokens` are the ids that the host knows: prompt and read output, or prompt and
-    completion. `computed` positions were dispatched; `in_flight` sampled tokens were dispatched but not read. A running
-    sequence has a slot and blocks for what is computed; a waiting one has neither.
+    completion. `computed` positions were dispatched; `in_flight` sampled tokens, or scored tiles, were dispatched but
+    not read. A running sequence has a slot and blocks for what is computed; a waiting one has neither.
 
     Attributes:
         index: which sample.
         prompt_len: tokens of the prompt.
         decoding: its known tokens were dispatched; it goes on token by token.
         leader: the sample whose prompt pass it waits for, to fork from; None when it computes its own.
+        block_names: of the prompt's full blocks, for the prefix cache; made at the first start.
         finished: its last event was sent, or its request has ended.
         output: of a sample; None for a score.
         logprobs, greedy: of a score, per completion token so far.
@@ -158,6 +201,7 @@ class Sequence:
     decoding: bool = False
     leader: "Sequence | None" = None
     finished: bool = False
+    block_names: tuple[bytes, ...] = ()
 
     @classmethod
     def to_score(cls, live: LiveRequest, request: ScoreRequest) -> "Sequence":
@@ -197,6 +241,17 @@ class Sequence:
         """Output tokens, the ones in flight included."""
         return len(self.tokens) - self.prompt_len + self.in_flight
 
+    @property
+    def place(self) -> tuple[Rank, int]:
+        """Sorts the running: who goes first, and last who gives way first."""
+        return self.request.rank, self.index
+
+    def start_over(self) -> None:
+        """Nothing is computed any more. A sample's tokens stay; a text's scores are made again."""
+        self.computed, self.decoding, self.leader = 0, False, None
+        self.logprobs.clear()
+        self.greedy.clear()
+
     def wants_chunk(self) -> bool:
         return not self.decoding and self.leader is None and self.computed < self.known
 
@@ -212,6 +267,7 @@ class Sequence:
         """The next tile of known tokens, `size` at most, which counts as dispatched from now on."""
         start, end = self.computed, min(self.computed + size, self.known)
         scored = self.params is None and end >= self.prompt_len
+        self.in_flight += scored
         sampling = self.next_row() if end == self.known else None
         self.computed = end
         if sampling:
@@ -247,3 +303,7 @@ class Sequence:
         if self.slot is None:
             raise RuntimeError("a sequence without a slot was scheduled")
         return self.slot
+
+
+Party = tuple[Sequence, ...]
+"""Sequences of one request that start together."""

@@ -7,6 +7,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -23,6 +30,10 @@ class AdapterState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTER_STATE_DEVICE: _ClassVar[AdapterState]
     ADAPTER_STATE_DRAINING: _ClassVar[AdapterState]
     ADAPTER_STATE_DAMAGED: _ClassVar[AdapterState]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_LOW: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_HIGH: Priority
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -122,31 +133,47 @@ class SamplingParams(_message.Message):
     n: int
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: _Optional[int] = ..., n: _Optional[int] = ...) -> None: ...
 
+class SchedulingParams(_message.Message):
+    __slots__ = ("priority", "tenant", "ttft_deadline", "tpot_deadline")
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    TTFT_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    TPOT_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    priority: Priority
+    tenant: str
+    ttft_deadline: float
+    tpot_deadline: float
+    def __init__(self, priority: _Optional[_Union[Priority, str]] = ..., tenant: _Optional[str] = ..., ttft_deadline: _Optional[float] = ..., tpot_deadline: _Optional[float] = ...) -> None: ...
+
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "adapter", "mix", "sampling")
+    __slots__ = ("prompt", "adapter", "mix", "sampling", "scheduling")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     MIX_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULING_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     adapter: str
     mix: Mix
     sampling: SamplingParams
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., adapter: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ...) -> None: ...
+    scheduling: SchedulingParams
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., adapter: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., scheduling: _Optional[_Union[SchedulingParams, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("prompt", "adapter", "mix", "completion", "completion_ids")
+    __slots__ = ("prompt", "adapter", "mix", "completion", "completion_ids", "scheduling")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     MIX_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_IDS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULING_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     adapter: str
     mix: Mix
     completion: str
     completion_ids: TokenIds
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., adapter: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., completion: _Optional[str] = ..., completion_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
+    scheduling: SchedulingParams
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., adapter: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., completion: _Optional[str] = ..., completion_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., scheduling: _Optional[_Union[SchedulingParams, _Mapping]] = ...) -> None: ...
 
 class TokenAlternative(_message.Message):
     __slots__ = ("token_id", "logprob")

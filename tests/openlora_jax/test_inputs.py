@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from openlora_jax.engine.request import GenerateRequest, MixItem, ScoreRequest
 from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.inputs import (
     Adapter,
@@ -54,6 +55,32 @@ def test_a_whole_row_to_generate() -> None:
     params = SamplingParams(max_tokens=3, stop=("x",), logit_bias={4: 2.0}, n=2)
     assert row.request(Letters()) == GenerateRequest(prompt_ids=(1, 97), params=params, mix=(MixItem("a1"),))
     assert row.extra == {"id": 7}
+
+
+SCHEDULING: dict[str, Any] = {"priority": "high", "tenant": "blue", "ttft_deadline": 0.5}
+
+
+def test_rows_say_how_they_are_scheduled() -> None:
+    fields = {"prompt": "a"} | SCHEDULING
+    expected = SchedulingParams(priority="high", tenant="blue", ttft_deadline=0.5)
+    assert parse_score(fields | {"completion": "b"}).request(Letters()).scheduling == expected
+    generated = parse_generate(fields | {"tpot_deadline": 0.1})
+    assert generated.request(Letters()).scheduling == expected.model_copy(update={"tpot_deadline": 0.1})
+    assert generated.extra == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"priority": "urgent"}, "priority: input should be 'low', 'normal' or 'high'"),
+        ({"tenant": "x" * 129}, "tenant: string should have at most 128 characters"),
+        ({"ttft_deadline": 0}, "ttft_deadline: input should be greater than 0"),
+        ({"tpot_deadline": float("inf")}, "tpot_deadline: input should be a finite number"),
+    ],
+)
+def test_how_it_is_scheduled_is_checked(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        parse_generate({"prompt": "a"} | fields)
 
 
 def test_a_whole_row_to_score() -> None:

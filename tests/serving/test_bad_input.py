@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -56,6 +56,12 @@ BAD_REQUESTS: list[tuple[pb.GenerateRequest, str]] = [
     (pb.GenerateRequest(prompt=pb.Prompt(chat=pb.Chat(messages=[pb.ChatMessage()] * 257))), "prompt.chat"),
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[128]))), "prompt"),
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[-1]))), "prompt"),
+    (
+        pb.GenerateRequest(prompt=pb.Prompt(text="a"), scheduling=pb.SchedulingParams(priority=cast(Any, 9))),
+        "priority",
+    ),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), scheduling=pb.SchedulingParams(tenant="x" * 129)), "tenant"),
+    (pb.GenerateRequest(prompt=pb.Prompt(text="a"), scheduling=pb.SchedulingParams(ttft_deadline=0)), "ttft_deadline"),
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=LONG)), "prompt"),
     (pb.GenerateRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[1] * 257))), "prompt.token_ids"),
     (generate("x" * 256), "prompt"),

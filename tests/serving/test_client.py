@@ -7,6 +7,7 @@ import pytest
 from openlora_jax import __version__
 from openlora_jax.engine.request import MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import DeadlineExceeded, InvalidRequest, UnknownAdapter
 from serving.client import Client
 from serving.proto import openlora_pb2 as pb
@@ -49,6 +50,15 @@ async def test_what_is_set_is_sent(address: str, llm: FakeLLM) -> None:
     sent: Any = llm.engine.submitted[0]
     assert sent.params == params
     assert sent.params.model_fields_set == {"max_tokens", "temperature", "logit_bias", "stop"}
+
+
+async def test_how_it_is_scheduled_is_sent(address: str, llm: FakeLLM) -> None:
+    params = SchedulingParams(priority="low", tenant="blue", ttft_deadline=60.0)
+    one = SamplingParams(max_tokens=1)
+    await using(address, lambda client: client.generate("ab", one, scheduling=params))
+    await using(address, lambda client: client.score("ab", "c", scheduling=params))
+    await using(address, lambda client: list(client.generate_stream("ab", one)))
+    assert [request.scheduling for request in llm.engine.submitted] == [params, params, SchedulingParams()]
 
 
 async def test_a_stream(address: str) -> None:

@@ -28,6 +28,7 @@ CASES: list[tuple[errors.OpenLoraError, grpc.StatusCode]] = [
     (errors.BadCheckpoint("registry.jsonl", "line 3"), grpc.StatusCode.DATA_LOSS),
     (errors.NotFinite("1 'sql'"), grpc.StatusCode.INTERNAL),
     (errors.Overloaded("waiting requests", 4), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.CannotMeetDeadline("ttft_deadline", 0.5, 1 / 3), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.DeadlineExceeded("decode"), grpc.StatusCode.DEADLINE_EXCEEDED),
     (errors.EngineStopped("the device is lost"), grpc.StatusCode.UNAVAILABLE),
 ]

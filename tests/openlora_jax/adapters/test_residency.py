@@ -58,6 +58,21 @@ def test_the_states_of_one_adapter() -> None:
     assert residency.get("a") is None
 
 
+def test_displaced_pages_stay_until_room_is_needed() -> None:
+    residency = Residency(CAPACITIES)
+    first, second = resident(residency, "d", refs=2), wanting(residency, "e")
+    assert residency.place([second]) is None
+    assert not residency.fits([second], [first])
+    assert residency.fits([second], [first, first])
+    residency.displace([first, first])
+    assert (first.refs, first.waiters, first.state) == (0, 2, "resident")
+    residency.validate()
+    assert residency.place([second]) == [first]
+    assert first.state == "loading"
+    residency.validate()
+    assert not residency.fits([first], [])
+
+
 def test_an_idle_adapter_stays_until_room_is_needed() -> None:
     residency = Residency(CAPACITIES)
     a = resident(residency, "a")

@@ -5,10 +5,11 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from openlora_jax import LLM, SamplingParams
+from openlora_jax import LLM, SamplingParams, SchedulingParams
 from openlora_jax.cli import loading
 from openlora_jax.config import EngineConfig
 from serving.server import Server
@@ -94,6 +95,21 @@ def test_options_hold_for_rows_that_do_not_say(local: RunCli, tiny_llm: LLM) -> 
     assert (first["usage"]["completion_tokens"], first["seed"]) == (2, 5)
     assert first["adapter_digests"] == [tiny_llm.store.resolve("one")]
     assert (second["usage"]["completion_tokens"], second["adapter_digests"]) == (3, [])
+
+
+def test_options_say_how_rows_are_scheduled(openlora: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    for command, row in (("generate", {"prompt": "a"}), ("score", {"prompt": "a", "completion": "b"})):
+        module = f"openlora_jax.cli.{command}"
+        monkeypatch.setattr(f"{module}.write_lines", lambda path, rows, *_: seen.extend(rows))
+        monkeypatch.setattr(f"{module}.open_session", lambda *_: MagicMock())
+        options = ("--priority", "high", "--tenant", "blue", "--ttft-deadline", 0.5)
+        assert openlora(command, "--input", "-", *options, stdin=lines(row, row | {"priority": "low"})).status == 0
+        first, second = (line.row.scheduling for line in seen)
+        assert first == SchedulingParams(priority="high", tenant="blue", ttft_deadline=0.5)
+        assert second.priority == "low"
+        seen.clear()
 
 
 def test_a_prompt_is_streamed(local: RunCli, tiny_llm: LLM) -> None:

@@ -11,6 +11,7 @@ with mix = the sum over the members of round(10 * weight) * number of the adapte
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.config import EngineConfig
@@ -28,6 +29,7 @@ from openlora_jax.engine.request import (
 )
 from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import AdapterUnavailable, OpenLoraError, UnknownAdapter
 
@@ -108,6 +110,10 @@ class FakeLease:
         return self.digest in self.cache.loaded
 
     @property
+    def resident(self) -> bool:
+        return self.digest in self.cache.resident
+
+    @property
     def error(self) -> OpenLoraError | None:
         reason = self.cache.failed.get(self.digest)
         return AdapterUnavailable(self.name, self.digest, reason) if reason else None
@@ -157,12 +163,7 @@ class FakeAdapters:
     def place(self, *leases: FakeLease) -> bool:
         if any(lease.error or not lease.ready for lease in leases):
             return False
-        wanted = {lease.digest: self.rank_pages(int(lease.digest[1:])) for lease in leases}
-        used = {lease.digest for lease in self.leases if lease.placed} | set(wanted)
-        missing = {digest: count for digest, count in wanted.items() if digest not in self.resident}
-        kept = {digest: pages for digest, pages in self.resident.items() if digest in used}
-        taken = {page for pages in kept.values() for page in pages}
-        free = [page for page in range(1, self.num_pages + 1) if page not in taken]
+        missing, kept, free = self._room(leases, ())
         if sum(missing.values()) > len(free):
             return False
         if missing:
@@ -174,6 +175,28 @@ class FakeAdapters:
         for lease in leases:
             lease.placed = True
         return True
+
+    def fits(self, leases: Iterable[FakeLease], without: Iterable[FakeLease]) -> bool:
+        leases = list(leases)
+        missing, _, free = self._room(leases, without)
+        return all(lease.ready and not lease.error for lease in leases) and sum(missing.values()) <= len(free)
+
+    def displace(self, *leases: FakeLease) -> None:
+        assert all(lease.placed and not lease.released for lease in leases)
+        for lease in leases:
+            lease.placed = False
+
+    def _room(
+        self, leases: Iterable[FakeLease], without: Iterable[FakeLease]
+    ) -> tuple[dict[str, int], dict[str, tuple[int, ...]], list[int]]:
+        """Pages that the missing need, where those in use lie, and the pages that are then free."""
+        wanted = {lease.digest: self.rank_pages(int(lease.digest[1:])) for lease in leases}
+        leaving = list(without)
+        used = {lease.digest for lease in self.leases if lease.placed and lease not in leaving} | set(wanted)
+        missing = {digest: count for digest, count in wanted.items() if digest not in self.resident}
+        kept = {digest: pages for digest, pages in self.resident.items() if digest in used}
+        taken = {page for pages in kept.values() for page in pages}
+        return missing, kept, [page for page in range(1, self.num_pages + 1) if page not in taken]
 
 
 @dataclass
@@ -338,8 +361,8 @@ class Bench:
         stats = self.engine.stats
         assert (stats.running, stats.waiting) == (0, 0)
         assert stats.free_kv_blocks == stats.kv_blocks
-        assert sorted(self.engine._scheduler._slots) == list(range(self.config.max_rows))
-        assert not +self.engine._scheduler._items
+        assert sorted(self.engine._scheduler.room.slots) == list(range(self.config.max_rows))
+        assert not +self.engine._scheduler.room.items
         assert not self.adapters.leases
 
 
@@ -361,7 +384,8 @@ def generate(
     adapters: Mapping[str, float] | None = None,
     *,
     deadline: float | None = None,
-    **params: object,
+    scheduling: SchedulingParams = DEFAULT_SCHEDULING,
+    **params: Any,
 ) -> GenerateRequest:
     """A request for eight tokens of seed 0, unless `params` say otherwise."""
     return GenerateRequest(
@@ -369,6 +393,7 @@ def generate(
         params=SamplingParams.model_validate({"seed": 0, "max_tokens": 8, "ignore_eos": True} | params),
         mix=tuple(MixItem(name, weight) for name, weight in (adapters or {}).items()),
         deadline=deadline,
+        scheduling=scheduling,
     )
 
 

@@ -3,6 +3,7 @@ import pytest
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.request import GenerateRequest, MixItem, ScoreRequest
 from openlora_jax.engine.sampling_params import SamplingParams
+from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import InvalidRequest
 from tests.openlora_jax.engine.fakes import VOCAB, generate, small_config
 
@@ -39,6 +40,12 @@ def test_refuses_an_adapter_named_twice() -> None:
     request = ScoreRequest(prompt_ids=(1,), completion_ids=(2,), mix=(MixItem("a1"), MixItem("a2"), MixItem("a1", 0.5)))
     with pytest.raises(InvalidRequest, match="mix: adapter 'a1' is named twice"):
         ADMISSION.score(request)
+
+
+def test_a_score_has_no_time_per_token() -> None:
+    params = SchedulingParams(tpot_deadline=0.1)
+    with pytest.raises(InvalidRequest, match="tpot_deadline: a text to score has no tokens to come"):
+        ADMISSION.score(ScoreRequest(prompt_ids=(1,), completion_ids=(2,), scheduling=params))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from openlora_jax.engine.scheduler import PATIENCE
+from openlora_jax.engine.policy import PATIENCE
 from openlora_jax.errors import AdapterUnavailable, InvalidRequest, UnknownAdapter
 from tests.openlora_jax.engine.cases import REQUESTS, check, until
 from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, generate, small_config

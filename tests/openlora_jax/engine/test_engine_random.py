@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ class Visit:
     after: int
     prompt_len: int
     mix: dict[str, float]
-    params: dict[str, object] | None
+    params: dict[str, Any] | None
 
     @property
     def request(self) -> GenerateRequest | ScoreRequest:
