@@ -76,7 +76,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     make_base(BASES["llama"], root / "hf", 5)
     manifest = convert_base(root / "hf", root / "base", "float32", ignore).manifest
     for seed, (name, config) in enumerate(ADAPTERS.items()):
-        stored = "bfloat16" if name in NARROW else "float32"
+        stored: Literal["float32", "bfloat16"] = "bfloat16" if name in NARROW else "float32"
         make_adapter(AdapterCase(config=config, stored=stored), root / "hf", root / name, FIRST_SEED + seed)
     peft = PeftModel.from_pretrained(load_base(root / "hf"), str(root / "plain"), adapter_name="plain")
     for name in ADAPTERS:
