@@ -7,7 +7,7 @@ than the bound, since it decomposes in float32. The seeds are such that none is.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
