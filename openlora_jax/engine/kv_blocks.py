@@ -60,6 +60,7 @@ class BlockPool:
                 del self._idle[block]
                 self._holders[block] = 0
             self._holders[block] += 1
+        self.peak = max(self.peak, len(self._holders))
 
     def name(self, block: int, name: bytes) -> None:
         """Makes a block that somebody holds known by what it contains, unless another one is."""
