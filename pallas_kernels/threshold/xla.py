@@ -49,12 +49,13 @@ def greatest(
     """The greatest weight w for which `measure(w)`, a sum over the tokens of at least w, reaches the target.
 
     `unit(w)` is the least that a token of weight w or more adds: where two bounds differ by less than two units there
-    is one token between them, and no need to tell where exactly. 0 without a single measure where it is not `wanted`.
+    is one token between them, and no need to tell where exactly. (One and a half, for the sums are rounded: two tokens
+    that are all but equal can differ by a little less than two.) 0 without a single measure where it is not `wanted`.
     """
 
     def unclear(bounds: tuple[Array, Array, Array, Array]) -> Array:
         low, high, at_low, at_high = bounds
-        return (high - low > 1) & (at_low - at_high >= 2 * unit(_float(low)))
+        return (high - low > 1) & (at_low - at_high >= 1.5 * unit(_float(low)))
 
     def halve(bounds: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         low, high, at_low, at_high = bounds

@@ -59,6 +59,18 @@ def test_what_is_kept(threshold: Threshold, width: int, data: st.DataObject) -> 
     assert found[2] == 0
 
 
+@IMPLEMENTATIONS
+def test_tokens_that_are_all_but_equal_are_told_apart(threshold: Threshold) -> None:
+    weights = np.random.default_rng(422).random((1, 5000)).astype(np.float32)
+    weights[:, 7] = 1
+    edge = np.sort(weights[0])[-700]
+    weights[0, np.flatnonzero(weights[0] == edge)[0] - 1] = np.nextafter(edge, np.float32(0))
+    ordered = np.sort(weights[0].astype(np.float64))[::-1]
+    top_p = np.float32((ordered[:699].sum() + edge / 2) / ordered.sum())
+    found = np.asarray(jax.jit(threshold)(weights, np.array([5000]), np.array([top_p]), np.array([False])))
+    assert (weights[0] >= found[0]).sum() == 700
+
+
 def test_one_launch_serves_all_rows() -> None:
     lowered = lower_cuda(
         pallas_triton.threshold,
