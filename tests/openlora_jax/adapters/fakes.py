@@ -11,8 +11,9 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from openlora_jax.adapters.cache import AdapterCache, Lease
+from openlora_jax.adapters.cache import AdapterCache
 from openlora_jax.adapters.host_cache import AdapterTensors, StagedPages
+from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.adapters.registry import Registration
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openlora_jax.adapters.cache import AdapterCache, Lease
+from openlora_jax.adapters.cache import AdapterCache
+from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.pages import pool_capacities
 from openlora_jax.adapters.pool import AdapterPool
