@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count, takewhile
 
 from openlora_jax.adapters.counters import Counters, MemoryUse
+from openlora_jax.adapters.forecast import Forecast
 from openlora_jax.adapters.host_cache import HostAdapter, HostCache
 from openlora_jax.adapters.lease import AdapterStatus, Lease
 from openlora_jax.adapters.loader import STOPPED, Loader
@@ -54,7 +55,9 @@ class AdapterCache:
         self.counters = Counters(clock)
         reader = AdapterReader(source, pool, capacities, base_digest, self.counters)
         self._residency = Residency(capacities, self.counters)
-        self._host = HostCache(host_bytes, self.counters)
+        self._forecast = Forecast()
+        self._clock = clock
+        self._host = HostCache(host_bytes, self.counters, lambda digest: self._forecast.count(digest, clock()))
         self._loader = Loader(reader.read, self._loaded, threads, RETRY_AFTER, clock, self.counters)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
@@ -234,6 +237,7 @@ class AdapterCache:
 
     def _lease(self, request: int, name: str, digest: str) -> Lease:
         residence = self._residency.acquire(digest)
+        self._forecast.asked(digest, self._clock())
         self.counters.asked(
             digest, "device" if residence.pages is not None else "host" if self._host.size(digest) else None
         )

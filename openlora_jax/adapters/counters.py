@@ -113,6 +113,11 @@ class Load:
         self._clock = clock
         self._last = clock()
 
+    @property
+    def seconds(self) -> float:
+        """Of the stages that have ended."""
+        return sum(seconds for _, seconds in self.laps)
+
     def lap(self, stage: Stage) -> None:
         """Ends a stage, and begins the next."""
         now = self._clock()
@@ -155,8 +160,7 @@ class Counters:
                 for stage, seconds in load.laps:
                     self._counts.seconds.setdefault(stage, Seconds()).add(seconds)
                 if source == "disk" and result == "ok" and digest in self._counts.uses:
-                    spent = sum(seconds for _, seconds in load.laps)
-                    self._counts.uses[digest] = replace(self._counts.uses[digest], load_seconds=spent)
+                    self._counts.uses[digest] = replace(self._counts.uses[digest], load_seconds=load.seconds)
 
     def waited(self, seconds: float) -> None:
         """A load from disk begins, so long after it was asked for."""

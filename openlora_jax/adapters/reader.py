@@ -68,7 +68,8 @@ class AdapterReader:
             load.lap("manifest")
             facts, tensors = self._source.read(digest)
             load.lap("read")
-            adapter = HostAdapter(facts.pages, self._pool.stage(facts.pages, tensors))
+            pages = self._pool.stage(facts.pages, tensors)
             load.lap("stage")
+            adapter = HostAdapter(facts.pages, pages, load.seconds)
             load.nbytes = adapter.nbytes
             return adapter
