@@ -15,18 +15,21 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count, takewhile
+from math import inf
 
 from openlora_jax.adapters.counters import Counters, MemoryUse
 from openlora_jax.adapters.forecast import Forecast
 from openlora_jax.adapters.host_cache import HostAdapter, HostCache
 from openlora_jax.adapters.lease import AdapterStatus, Lease
-from openlora_jax.adapters.loader import STOPPED, Loader
+from openlora_jax.adapters.loader import Loader
 from openlora_jax.adapters.pins import Pins
+from openlora_jax.adapters.quarantine import Failure, Quarantine
 from openlora_jax.adapters.reader import AdapterReader, AdapterSource, PagePool
 from openlora_jax.adapters.residency import Residence, Residency
+from openlora_jax.errors import AdapterUnreachable
 
-RETRY_AFTER = 1.0
-"""Seconds after a failed load during which further requests for that adapter fail without another read."""
+LOOK = 0.1
+"""Seconds between looks, of those who wait for an adapter, at whether its read hangs."""
 
 
 class AdapterCache:
@@ -47,9 +50,13 @@ class AdapterCache:
         base_digest: str,
         host_bytes: int,
         threads: int,
+        load_timeout: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`capacities` are the pool's; `base_digest` is what adapters must have been converted for."""
+        """`capacities` are the pool's; `base_digest` is what adapters must have been converted for.
+
+        `load_timeout` is in seconds, from the begin of a read.
+        """
         self.on_ready: Callable[[str], None] = lambda digest: None
         self._pool = pool
         self.counters = Counters(clock)
@@ -58,7 +65,8 @@ class AdapterCache:
         self._forecast = Forecast()
         self._clock = clock
         self._host = HostCache(host_bytes, self.counters, lambda digest: self._forecast.count(digest, clock()))
-        self._loader = Loader(reader.read, self._loaded, threads, RETRY_AFTER, clock, self.counters)
+        self._loader = Loader(reader.read, self._loaded, threads, load_timeout, clock, self.counters)
+        self._quarantine = Quarantine(clock)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
         self._requests = count()
@@ -122,12 +130,17 @@ class AdapterCache:
     def is_ready(self, lease: Lease) -> bool:
         """See `Lease.ready`."""
         with self._lock:
+            self._give_up_hanging_reads()
             return self._here(lease.residence)
 
     def wait(self, lease: Lease, timeout: float | None) -> bool:
         """See `Lease.wait`."""
+        end = inf if timeout is None else time.monotonic() + timeout
         with self._settled:
-            return self._settled.wait_for(lambda: self._here(lease.residence) or lease.error is not None, timeout)
+            while not self._settled.wait_for(lambda: self._has_settled(lease), min(LOOK, end - time.monotonic())):
+                if time.monotonic() >= end:
+                    return False
+        return True
 
     def release(self, lease: Lease) -> None:
         """See `Lease.release`."""
@@ -146,11 +159,15 @@ class AdapterCache:
             self._begin_reads()
 
     def load(self, name: str, digest: str) -> None:
-        """Brings an adapter into host memory and waits for it. Not for the engine thread.
+        """Brings an adapter into host memory and waits for it, also one whose last load failed just before.
+
+        Not for the engine thread.
 
         Raises:
             AdapterUnavailable: it cannot be loaded.
         """
+        with self._lock:
+            self._quarantine.forget(digest)
         [lease] = self.acquire((name, digest))
         try:
             lease.wait()
@@ -170,6 +187,7 @@ class AdapterCache:
         self._pins.drop(digest)
         self._follow_pins()
         with self._lock:
+            self._quarantine.forget(digest)
             self._residency.unload(digest)
             if not self._host.held(digest):
                 self._host.drop(digest)
@@ -198,14 +216,14 @@ class AdapterCache:
             )
 
     def close(self) -> None:
-        """Waits for the reads that have begun and begins no others; what still waits for one fails."""
+        """Waits for the reads that have begun, unless they hang, and begins no others; what waits for one fails."""
         with self._lock:
             self._loader.stop()
         self._loader.join()
         with self._settled:
             for residence in list(self._residency.all()):
                 if not self._here(residence):
-                    self._residency.fail(residence, STOPPED)
+                    self._give_up(residence.digest)
             self._settled.notify_all()
 
     def validate(self) -> None:
@@ -235,6 +253,25 @@ class AdapterCache:
         with self._lock:
             self._residency.pinned = digests
 
+    def _has_settled(self, lease: Lease) -> bool:
+        self._give_up_hanging_reads()
+        return self._here(lease.residence) or lease.error is not None
+
+    def _give_up_hanging_reads(self) -> None:
+        """Whoever waits looks at the clock, so that nobody has to watch."""
+        lost = [*self._loader.overdue(), *self._loader.hopeless()]
+        for digest in lost:
+            self._give_up(digest)
+        if lost:
+            self._begin_reads()
+            self._settled.notify_all()
+
+    def _give_up(self, digest: str) -> None:
+        """Fails those who wait for a read."""
+        failure, residence = self._refusal(digest, loaded=False), self._residency.get(digest)
+        if failure and residence:
+            self._residency.fail(residence, failure)
+
     def _lease(self, request: int, name: str, digest: str) -> Lease:
         residence = self._residency.acquire(digest)
         self._forecast.asked(digest, self._clock())
@@ -254,27 +291,39 @@ class AdapterCache:
 
     def _fetch(self, residence: Residence, *, again: bool = False) -> None:
         """Sees to it that a residence without pages gets its adapter into host memory, and that it stays there."""
-        adapter = self._host.get(residence.digest)
-        if adapter is not None:
-            residence.counts = adapter.counts
-            self._host.hold(residence.digest)
-        elif reason := self._loader.refusal(residence.digest):
+        digest = residence.digest
+        adapter = self._host.get(digest)
+        if failure := self._refusal(digest, loaded=adapter is not None):
             self.counters.not_loaded("refused")
-            self._residency.fail(residence, reason)
+            self._residency.fail(residence, failure)
+        elif adapter is not None:
+            residence.counts = adapter.counts
+            self._host.hold(digest)
         else:
-            self._loader.request(residence.digest, again=again)
+            self._loader.request(digest, again=again)
+
+    def _refusal(self, digest: str, *, loaded: bool) -> Failure | None:
+        """Why an adapter cannot be had, as far as that is known before it is tried."""
+        if failure := self._quarantine.refusal(digest):
+            return failure
+        if loaded:
+            return None
+        if self._loader.hangs(digest):
+            reason = f"its read has not ended within {self._loader.timeout:g} s"
+            return self._quarantine.failed(digest, Failure(AdapterUnreachable, reason))
+        return Failure(AdapterUnreachable, reason) if (reason := self._loader.refusal() or "") else None
 
     def _loaded(self, digest: str, result: HostAdapter | Exception) -> None:
-        """On a loader thread: the read of `_read` has ended."""
+        """On a loader thread: a read has ended."""
         with self._settled:
             waiting = self._residency.get(digest)
+            self._loader.finish(digest)
             if isinstance(result, Exception):
-                reason = str(result) or type(result).__name__
-                self._loader.finish(digest, reason)
+                failure = self._quarantine.failed(digest, Failure.of(result))
                 if waiting:
-                    self._residency.fail(waiting, reason)
+                    self._residency.fail(waiting, failure)
             else:
-                self._loader.finish(digest, None)
+                self._quarantine.forget(digest)
                 self._host.put(digest, result, held=waiting is not None)
                 if waiting:
                     waiting.counts = result.counts
@@ -316,8 +365,9 @@ class AdapterCache:
                 self._pool.write(residence.pages or {}, adapter.pages)
                 load.lap("write")
                 load.nbytes = adapter.nbytes
-        except (MemoryError, RuntimeError) as error:  # the device ran out of memory, as JAX reports it
+        except (MemoryError, RuntimeError) as error:  # memory ran out, or what else JAX reports
             with self._lock:
-                self._residency.fail(residence, f"its pages could not be written: {error}")
+                failure = self._quarantine.failed(residence.digest, Failure.of(error))
+                self._residency.fail(residence, failure)
             return False
         return True

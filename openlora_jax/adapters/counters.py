@@ -14,8 +14,9 @@ from typing import Literal
 
 Tier = Literal["device", "host"]
 Source = Literal["disk", "host"]
-Result = Literal["ok", "failed", "cancelled", "refused"]
-"""`cancelled`: nobody waited for it any more when its turn came; `refused`: not tried, as it had failed just before."""
+Result = Literal["ok", "failed", "cancelled", "refused", "timed_out"]
+"""`cancelled`: nobody waited for it any more when its turn came; `refused`: not tried, as it had failed just before;
+`timed_out`: nobody waits for it any longer, and it counts once more when it ends after all."""
 Stage = Literal["wait", "manifest", "read", "stage", "write"]
 """From disk: `wait` for a thread and for room; `manifest` read and checked; arrays `read`, their digest included; pages
 laid out for copying (`stage`). From host memory: the host's part in the `write` into the pool."""
@@ -168,7 +169,7 @@ class Counters:
             self._counts.seconds.setdefault("wait", Seconds()).add(seconds)
 
     def not_loaded(self, result: Result) -> None:
-        """A load from disk was `cancelled` before it began, or `refused`."""
+        """A load from disk was `cancelled` before it began, or `refused`, or `timed_out`."""
         with self._lock:
             self._counts.loads["disk", result] += 1
 

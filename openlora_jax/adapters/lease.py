@@ -78,8 +78,10 @@ class Lease:
     @property
     def error(self) -> OpenLoraError | None:
         """Why it cannot be served; None while it loads and when it is ready."""
-        reason = self.misfit or self.residence.failure
-        return AdapterUnavailable(self.name, self.digest, reason) if reason else None
+        if self.misfit is not None:
+            return AdapterUnavailable(self.name, self.digest, self.misfit)
+        failure = self.residence.failure
+        return failure.error(self.name, self.digest) if failure else None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Blocks until it is ready or has failed, at most `timeout` seconds; False when neither came true."""

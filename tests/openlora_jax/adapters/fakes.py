@@ -18,6 +18,7 @@ from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.adapters.registry import Registration
 
 TIMEOUT = 30.0
+LOAD_TIMEOUT = 10.0
 BASE = "base"
 SIZE = 64
 CAPACITIES = {"q_proj": 4, "v_proj": 3}
@@ -94,6 +95,7 @@ class World:
             base_digest=BASE,
             host_bytes=host_bytes,
             threads=threads,
+            load_timeout=LOAD_TIMEOUT,
             clock=lambda: self.now,
         )
         self.cache.on_ready = self.told.put
