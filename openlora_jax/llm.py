@@ -111,6 +111,7 @@ class LLM:
             host_bytes=self.config.host_cache_bytes,
             threads=self.config.loader_threads,
             load_timeout=self.config.load_timeout,
+            min_residency=self.config.min_residency,
         )
         self.engine = Engine(
             self.runner,

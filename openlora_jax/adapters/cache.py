@@ -51,17 +51,18 @@ class AdapterCache:
         host_bytes: int,
         threads: int,
         load_timeout: float,
+        min_residency: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`capacities` are the pool's; `base_digest` is what adapters must have been converted for.
 
-        `load_timeout` is in seconds, from the begin of a read.
+        `load_timeout` is in seconds, from the begin of a read; `min_residency` see `Residency`.
         """
         self.on_ready: Callable[[str], None] = lambda digest: None
         self._pool = pool
         self.counters = Counters(clock)
         reader = AdapterReader(source, pool, capacities, base_digest, self.counters)
-        self._residency = Residency(capacities, self.counters)
+        self._residency = Residency(capacities, self.counters, min_residency)
         self._forecast = Forecast()
         self._clock = clock
         self._host = HostCache(host_bytes, self.counters, lambda digest: self._forecast.count(digest, clock()))
@@ -89,25 +90,26 @@ class AdapterCache:
             self._begin_reads()
             return leases
 
-    def place(self, *leases: Lease) -> bool:
+    def place(self, *leases: Lease, urgent: bool = False) -> bool:
         """Brings the adapters of one request to the device, all or none. Engine thread only.
 
         Room is made by evicting adapters that no placed lease uses and nobody pinned, least recently used first and no
-        more than needed. A mix that could not fit even so gets its error here.
+        more than needed; unless it is urgent, none that others wait for and that has not been there for `min_residency`
+        seconds. A mix that could not fit even so gets its error here.
 
         Returns:
             True when all are placed: they stay where they are until released. False when one is not loaded, has failed,
             or there is no room now.
         """
         with self._lock:
-            writes = self._reserve(leases)
+            writes = self._reserve(leases, urgent)
         if writes is None:
             return False
         failed = [residence for residence, adapter in writes if not self._write(residence, adapter)]
         return not failed
 
     def fits(self, leases: Iterable[Lease], without: Iterable[Lease]) -> bool:
-        """Whether `place` would find room for one request's leases, if these others, all placed, were displaced."""
+        """Whether an urgent `place` would find room for one request's leases, if these others, all placed, gave way."""
         leases = list(leases)
         with self._lock:
             if any(lease.released or lease.error or not self._here(lease.residence) for lease in leases):
@@ -332,7 +334,7 @@ class AdapterCache:
         if waiting:
             self.on_ready(digest)
 
-    def _reserve(self, leases: tuple[Lease, ...]) -> list[tuple[Residence, HostAdapter]] | None:
+    def _reserve(self, leases: tuple[Lease, ...], urgent: bool) -> list[tuple[Residence, HostAdapter]] | None:
         """Gives every lease a reference and its residence pages; returns what must be written into them."""
         members = [lease.residence for lease in leases]
         arriving = [lease for lease in leases if lease.placed is None]
@@ -343,7 +345,7 @@ class AdapterCache:
                 lease.misfit = reason
             return None
         absent = [member for member in dict.fromkeys(members) if member.pages is None]
-        evicted = self._residency.place([lease.residence for lease in arriving])
+        evicted = self._residency.place([lease.residence for lease in arriving], self._clock(), urgent=urgent)
         if evicted is None:
             return None
         writes = [(member, adapter) for member in absent if (adapter := self._host.get(member.digest))]

@@ -155,6 +155,25 @@ def test_one_that_others_wait_for_leaves_last_and_is_loading_again() -> None:
     assert residency.get("awaited") is awaited
 
 
+def test_what_others_wait_for_has_its_time_unless_it_is_urgent() -> None:
+    residency = Residency({"q_proj": 6}, min_residency=2.0)
+    awaited, newcomer = wanting(residency, "b"), wanting(residency, "e")
+    assert residency.place([awaited], 10.0, urgent=False) == []
+    residency.release(awaited, placed=True)
+    residency.acquire("b")
+    assert residency.place([newcomer], 11.9, urgent=False) is None
+    assert residency.fits([newcomer], [])
+    assert residency.place([awaited], 11.9, urgent=False) == []
+    residency.release(awaited, placed=True)
+    residency.acquire("b")
+    assert residency.place([newcomer], 12.0, urgent=False) == [awaited]
+    residency.release(newcomer, placed=True)
+    assert residency.place([awaited], 12.1, urgent=False) == [newcomer], "nobody waits for it"
+    residency.displace([awaited])
+    residency.acquire("e")
+    assert residency.place([wanting(residency, "e")], 12.2) == [awaited], "urgent"
+
+
 def test_a_pinned_adapter_stays() -> None:
     residency = Residency(CAPACITIES)
     residency.pinned = frozenset("b")
