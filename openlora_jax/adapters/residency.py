@@ -1,8 +1,9 @@
 """Which adapters hold device pages and for whom: a state machine without arrays, threads or a clock.
 
     FREE --acquire--> LOADING --place--> RESIDENT --unload--> DRAINING --last release--> FREE
-                         |                |   ^ evict             |
-                         '--fail--> FREE <-'   '------acquire------'
+      |                  |                ^ |  ^ evict            |
+      |                  '--fail--> FREE <--'  '------acquire-----'
+      '--------------prefetch-------------'
 
 A lease *waits* for an adapter until `place` makes it a *reference*. Pages with a reference stay where they are. A lease
 that waits keeps no pages, else requests that wait for room could hold the very room that they wait for.
@@ -134,6 +135,22 @@ class Residency:
             self._touch(member)
         return victims
 
+    def has_free(self, counts: Mapping[str, int]) -> bool:
+        """Whether so many pages are free."""
+        return all(count <= self._pages.num_free(module) for module, count in counts.items())
+
+    def prefetch(self, digest: str, counts: Mapping[str, int]) -> Residence | None:
+        """Gives an absent adapter pages that are free, for whoever may ask for it; None if there are too few.
+
+        It is the first to leave.
+        """
+        if digest in self._residences or (pages := self._pages.allocate(counts)) is None:
+            return None
+        residence = self._residences[digest] = Residence(digest, counts, pages)
+        self._recency[digest] = residence
+        self._recency.move_to_end(digest, last=False)
+        return residence
+
     def fits(self, members: Sequence[Residence], leaving: Iterable[Residence]) -> bool:
         """Whether an urgent `place` would find room once references to `leaving`, one a mention, were displaced."""
         absent = [member for member in dict.fromkeys(members) if member.pages is None]
@@ -241,7 +258,7 @@ class Residency:
 
     def _give_back(self, residence: Residence, reason: Reason) -> None:
         if residence.pages is not None:
-            self._counters.evicted("device", reason)
+            self._counters.evicted("device", reason, residence.digest)
             self._pages.release(residence.pages)
             residence.pages = None
             del self._recency[residence.digest]

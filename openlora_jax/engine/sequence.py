@@ -62,6 +62,13 @@ class Adapters(Protocol):
     def fits(self, leases: Iterable[Any], without: Iterable[Any]) -> bool:
         """Whether an urgent `place` would find room for one request's leases, if these others were displaced."""
 
+    def prefetch(self) -> bool:
+        """Brings what will probably be asked for closer to the device. Engine thread only, when it has no work.
+
+        Returns:
+            Whether there may be more of this to do at once.
+        """
+
     def displace(self, *leases: Any) -> None:
         """Takes the device's pages back from placed leases, which wait from now on. Engine thread only."""
 

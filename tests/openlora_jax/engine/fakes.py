@@ -188,6 +188,9 @@ class FakeAdapters:
         missing, _, free = self._room(leases, without, spared=set())
         return all(lease.ready and not lease.error for lease in leases) and sum(missing.values()) <= len(free)
 
+    def prefetch(self) -> bool:
+        return False
+
     def displace(self, *leases: FakeLease) -> None:
         assert all(lease.placed and not lease.released for lease in leases)
         for lease in leases:
