@@ -9,19 +9,22 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openlora_jax.adapters.artifact import (
+    Artifact,
     Tensor,
     Tensors,
     artifact_digest,
+    check_arrays,
     read_artifact,
     read_manifest,
     write_artifact,
 )
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.registry import DIGEST, Registration, Registry, check_name
+from openlora_jax.adapters.seal import Seal
 from openlora_jax.errors import (
     AdapterExists,
     BadCheckpoint,
@@ -80,12 +83,15 @@ class AdapterStore:
         return read_manifest(self.folder(digest))
 
     def read(self, digest: str) -> tuple[Manifest, dict[str, Tensor]]:
-        """The whole artifact, in host memory, and in truth what its digest names. Raises BadCheckpoint."""
-        manifest, tensors = read_artifact(self.folder(digest))
-        found = artifact_digest(manifest, tensors)
-        if found != digest:
-            raise BadCheckpoint(self.folder(digest), f"its content has the digest {found}; convert it again")
-        return manifest, tensors
+        """The whole artifact, in host memory, and in truth what its digest names: see `Seal`. Raises BadCheckpoint."""
+        folder = self.folder(digest)
+        artifact = read_artifact(folder)
+        seal = Seal.read(folder)
+        if seal is None or not seal.proves(digest, artifact):
+            _check_digest(folder, digest, artifact)
+            with suppress(OSError):  # a store that cannot be written, or from which the artifact goes right now
+                Seal.of(digest, artifact).write(folder)
+        return artifact.manifest, artifact.tensors
 
     def install(self, name: str, manifest: Manifest, tensors: Tensors, replace: bool = False) -> str:
         """Puts an adapter into the store under `name` and returns its digest.
@@ -158,8 +164,9 @@ class AdapterStore:
         self._registry.append({name: digest for name, digest in digests.items() if current.get(name) != digest})
 
     def _damage(self, digest: str) -> OpenLoraError | None:
+        folder = self.folder(digest)
         try:
-            self.read(digest)
+            _check_digest(folder, digest, read_artifact(folder))
         except OpenLoraError as error:
             return error
         return None
@@ -176,6 +183,9 @@ class AdapterStore:
             raise CannotInstall(self.path, f"the adapter needs {manifest.nbytes:,} bytes, {free:,} are free")
         with staged_directory(target) as folder:
             write_artifact(folder, manifest, tensors)
+            written = read_artifact(folder)
+            _check_digest(folder, digest, written)
+            Seal.of(digest, written).write(folder)
 
     def _sweep(self) -> None:
         """Deletes what killed writers left behind, and artifacts that lost their last name."""
@@ -190,3 +200,10 @@ class AdapterStore:
         old = self._artifacts / f".{digest}.deleted"
         self.folder(digest).rename(old)
         shutil.rmtree(old)
+
+
+def _check_digest(folder: Path, digest: str, artifact: Artifact) -> None:
+    check_arrays(folder, artifact.manifest)
+    found = artifact_digest(artifact.manifest, artifact.tensors)
+    if found != digest:
+        raise BadCheckpoint(folder, f"its content has the digest {found}; convert it again")
