@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from openlora_jax.adapters.chunk_file import ChunkFile, FileIdentity
+from openlora_jax.adapters.chunk_file import ChunkFile, FileIdentity, allocate
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.config import Dtype
 from openlora_jax.digest import content_digest
@@ -125,7 +125,8 @@ def read_artifact(folder: Path) -> Artifact:
             for name, shape in manifest.tensor_shapes.items()
         }
         files = {str(chunk.path.relative_to(folder)): chunk.identity for chunk in chunks.values()}
-        tensors = {name: chunk.read() for name, chunk in chunks.items()}
+        memory = allocate([chunk.identity.size for chunk in chunks.values()])
+        tensors = {name: chunk.read(part) for (name, chunk), part in zip(chunks.items(), memory, strict=True)}
     return Artifact(manifest, text, tensors, {MANIFEST: identity, **files})
 
 

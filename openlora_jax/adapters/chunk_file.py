@@ -3,6 +3,8 @@
 import os
 import stat
 import sys
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -11,6 +13,9 @@ import numpy as np
 
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.untrusted import read_exactly
+
+Memory = np.ndarray[Any, np.dtype[np.uint8]]
+"""Bytes."""
 
 ALIGNMENT = 64
 """Bytes; XLA takes an array that begins at a multiple as it lies, any other it copies first."""
@@ -78,23 +83,26 @@ class ChunkFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def read(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """The array, with its pages one after the other in memory, and of each page its layers.
+    def read(self, memory: Memory) -> np.ndarray[Any, np.dtype[Any]]:
+        """The array, in memory of its size: its pages one after the other, and of each page its layers.
 
         Raises:
             BadCheckpoint: the file became shorter.
         """
         layers, pages, rank, width = self._shape
-        array = aligned((pages, layers, rank, width), self._dtype)
+        array = memory.view(self._dtype).reshape(pages, layers, rank, width)
         parts = [array[page, layer] for layer in range(layers) for page in range(pages)] if pages > 1 else [array]
         if not read_exactly(self._file, 0, *parts):
             raise BadCheckpoint(self.path, "ends too early")
         return array.swapaxes(0, 1)
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:
-    """Memory of any content at a multiple of `ALIGNMENT`."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
+def allocate(sizes: Sequence[int]) -> list[Memory]:
+    """Memory for several arrays, each at a multiple of `ALIGNMENT`.
+
+    In one piece, for which numpy asks the kernel for huge pages: a fault for each 4 KiB takes as long as the copy.
+    """
+    places = list(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
+    memory = np.empty(places[-1] + ALIGNMENT, np.uint8)
     begin = -memory.ctypes.data % ALIGNMENT
-    return memory[begin : begin + size].view(dtype).reshape(shape)
+    return [memory[begin + place :][:size] for place, size in zip(places[:-1], sizes, strict=True)]
