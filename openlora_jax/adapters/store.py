@@ -1,6 +1,6 @@
 """The store: artifacts by digest, and the registry of their names. Every change is whole or not there at all.
 
-STORE/artifacts/<digest>/   made under a name with a leading dot, synced, renamed; never changed after
+STORE/artifacts/<digest>/   see `Artifacts`
 STORE/registry.jsonl        appended to and synced, once the artifact is in place
 STORE/lock                  held by whoever changes the store; readers never take it
 """
@@ -9,31 +9,20 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from openlora_jax.adapters.artifact import (
-    Artifact,
-    Tensor,
-    Tensors,
-    artifact_digest,
-    check_arrays,
-    read_artifact,
-    read_manifest,
-    write_artifact,
-)
+from openlora_jax.adapters.artifact import Tensor, Tensors, artifact_digest, write_artifact
+from openlora_jax.adapters.artifacts import Artifacts
 from openlora_jax.adapters.manifest import Manifest
-from openlora_jax.adapters.registry import DIGEST, Registration, Registry, check_name
-from openlora_jax.adapters.seal import Seal
+from openlora_jax.adapters.registry import Registration, Registry, check_name
 from openlora_jax.errors import (
     AdapterExists,
-    BadCheckpoint,
     CannotInstall,
     InvalidConfig,
     OpenLoraError,
     UnknownAdapter,
 )
-from openlora_jax.staging import staged_directory
 
 
 class AdapterStore:
@@ -52,7 +41,7 @@ class AdapterStore:
         self.path = Path(path)
         if not self.path.is_dir():
             raise InvalidConfig("store", f"{path} is not a directory; `openlora convert adapter` creates a store")
-        self._artifacts = self.path / "artifacts"
+        self._artifacts = Artifacts(self.path / "artifacts")
         self._registry = Registry(self.path / "registry.jsonl")
 
     @classmethod
@@ -74,24 +63,19 @@ class AdapterStore:
 
     def folder(self, digest: str) -> Path:
         """Where the artifact of that digest is, if it is in the store. Raises BadCheckpoint if it is no digest."""
-        if not DIGEST.fullmatch(digest):
-            raise BadCheckpoint(self._artifacts, f"{digest[:70]!r} is no digest")
-        return self._artifacts / digest
+        return self._artifacts.folder(digest)
+
+    def holds(self, digest: str) -> bool:
+        """Whether the artifact is in the store. Raises BadCheckpoint if it is no digest."""
+        return self._artifacts.holds(digest)
 
     def manifest(self, digest: str) -> Manifest:
         """What the artifact holds. Raises BadCheckpoint."""
-        return read_manifest(self.folder(digest))
+        return self._artifacts.manifest(digest)
 
     def read(self, digest: str) -> tuple[Manifest, dict[str, Tensor]]:
-        """The whole artifact, in host memory, and in truth what its digest names: see `Seal`. Raises BadCheckpoint."""
-        folder = self.folder(digest)
-        artifact = read_artifact(folder)
-        seal = Seal.read(folder)
-        if seal is None or not seal.proves(digest, artifact):
-            _check_digest(folder, digest, artifact)
-            with suppress(OSError):  # a store that cannot be written, or from which the artifact goes right now
-                Seal.of(digest, artifact).write(folder)
-        return artifact.manifest, artifact.tensors
+        """The whole artifact, in host memory, and in truth what its digest names. Raises BadCheckpoint."""
+        return self._artifacts.read(digest)
 
     def install(self, name: str, manifest: Manifest, tensors: Tensors, replace: bool = False) -> str:
         """Puts an adapter into the store under `name` and returns its digest.
@@ -141,7 +125,7 @@ class AdapterStore:
     def verify(self) -> dict[str, OpenLoraError | None]:
         """Recomputes the digest of every registered artifact: digest -> what is wrong with it, or None."""
         digests = {registration.digest for registration in self.registrations().values()}
-        return {digest: self._damage(digest) for digest in sorted(digests)}
+        return {digest: self._artifacts.damage(digest) for digest in sorted(digests)}
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -163,47 +147,20 @@ class AdapterStore:
         current = {name: registration.digest for name, registration in self.registrations().items()}
         self._registry.append({name: digest for name, digest in digests.items() if current.get(name) != digest})
 
-    def _damage(self, digest: str) -> OpenLoraError | None:
-        folder = self.folder(digest)
-        try:
-            _check_digest(folder, digest, read_artifact(folder))
-        except OpenLoraError as error:
-            return error
-        return None
-
     def _place(self, digest: str, manifest: Manifest, tensors: Tensors) -> None:
         """Makes the artifact appear under its digest, whole; a damaged one is written anew."""
-        target = self.folder(digest)
-        if target.exists():
-            if self._damage(digest) is None:
+        if self.holds(digest):
+            if self._artifacts.damage(digest) is None:
                 return
-            self._delete(digest)
+            self._artifacts.delete(digest)
         free = shutil.disk_usage(self.path).free
         if free < manifest.nbytes:
             raise CannotInstall(self.path, f"the adapter needs {manifest.nbytes:,} bytes, {free:,} are free")
-        with staged_directory(target) as folder:
-            write_artifact(folder, manifest, tensors)
-            written = read_artifact(folder)
-            _check_digest(folder, digest, written)
-            Seal.of(digest, written).write(folder)
+        self._artifacts.add(digest, lambda folder: write_artifact(folder, manifest, tensors))
 
     def _sweep(self) -> None:
         """Deletes what killed writers left behind, and artifacts that lost their last name."""
-        for leftover in self._artifacts.glob(".*"):
-            shutil.rmtree(leftover)
+        self._artifacts.sweep()
         for digest in self._registry.retired():
-            if self.folder(digest).exists():
-                self._delete(digest)
-
-    def _delete(self, digest: str) -> None:
-        """Renames first: what lies under a digest is always whole."""
-        old = self._artifacts / f".{digest}.deleted"
-        self.folder(digest).rename(old)
-        shutil.rmtree(old)
-
-
-def _check_digest(folder: Path, digest: str, artifact: Artifact) -> None:
-    check_arrays(folder, artifact.manifest)
-    found = artifact_digest(artifact.manifest, artifact.tensors)
-    if found != digest:
-        raise BadCheckpoint(folder, f"its content has the digest {found}; convert it again")
+            if self.holds(digest):
+                self._artifacts.delete(digest)

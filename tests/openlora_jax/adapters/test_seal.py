@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openlora_jax.adapters import store as store_module
+from openlora_jax.adapters import artifacts as artifacts_module
 from openlora_jax.adapters.artifact import CHUNK, artifact_digest, read_artifact, tensor_folder
 from openlora_jax.adapters.seal import BLOCK, NAME, Seal
 from openlora_jax.adapters.store import AdapterStore
@@ -44,7 +44,7 @@ def digest(store: AdapterStore) -> str:
 def digested(digest: str, monkeypatch: pytest.MonkeyPatch) -> Digested:
     """What is digested after the installation."""
     digested = Digested()
-    monkeypatch.setattr(store_module, "artifact_digest", digested)
+    monkeypatch.setattr(artifacts_module, "artifact_digest", digested)
     return digested
 
 
