@@ -42,6 +42,9 @@ class EngineConfig(BaseModel):
         work_items: (page, scale) items of one module in one step, at most.
         host_cache_bytes: adapters kept in host memory, in bytes.
         loader_threads: adapters read from disk at the same time.
+        remote: URL of a store, for adapters that are not in the local one: a path, or `s3://` and others that fsspec
+            has a file system for. What is asked for is fetched into the local store's directory.
+        disk_cache_bytes: what was fetched takes on the disk, at most, such as `50GB`.
         max_queue: requests waiting, at most; further ones are refused.
         policy: who goes first: `fair`, by class, tenant and adapter, or `fcfs`, by arrival. See `engine/policy.py`.
         max_wait: seconds that no request waits while runs end within half of it, whatever its class; for `fair`.
@@ -70,6 +73,8 @@ class EngineConfig(BaseModel):
     work_items: Positive = 1024
     host_cache_bytes: Positive = 2 * 1024**3
     loader_threads: Positive = 2
+    remote: str | None = None
+    disk_cache_bytes: Annotated[ByteSize, Field(ge=1)] = ByteSize(16 * 1024**3)
     max_queue: Positive = 1024
     policy: Literal["fair", "fcfs"] = "fair"
     max_wait: PositiveSeconds = 120.0

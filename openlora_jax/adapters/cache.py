@@ -144,6 +144,7 @@ class AdapterCache:
         host_bytes: int,
         threads: int,
         clock: Callable[[], float] = time.monotonic,
+        counters: Counters | None = None,
     ) -> None:
         """`capacities` are the pool's; `base_digest` is what adapters must have been converted for."""
         self.on_ready: Callable[[str], None] = lambda digest: None
@@ -151,7 +152,7 @@ class AdapterCache:
         self._pool = pool
         self._base_digest = base_digest
         self._usable = {module: capacity - 1 for module, capacity in capacities.items()}
-        self.counters = Counters(clock)
+        self.counters = counters or Counters(clock)
         self._residency = Residency(capacities, self.counters)
         self._host = HostCache(host_bytes, self.counters)
         self._loader = Loader(self._read, self._loaded, threads, RETRY_AFTER, clock, self.counters)
