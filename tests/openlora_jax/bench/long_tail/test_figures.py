@@ -10,7 +10,7 @@ from openlora_jax.engine.request import Timings
 
 
 def answer(first: float) -> Answer:
-    timings = Timings(load=0.1, queue=0.2, prefill=0.3, decode=1.0)
+    timings = Timings(load=0.1, queue=0.2, prefill=0.3, decode=1.0, room=0.15)
     return Answer(due=10.0, submitted=10.05, tokens=(10.0 + first, 10.25 + first, 10.35 + first), timings=timings)
 
 
@@ -29,6 +29,8 @@ def test_latency_counts_from_the_due_time_and_stages_add_up_to_it() -> None:
     assert found.gaps == pytest.approx([0.25, 0.1])
     assert list(found.stages) == list(STAGES)
     assert found.stages["late"] == pytest.approx(0.05)
+    assert found.stages["queue"] == pytest.approx(0.05)
+    assert found.stages["room"] == pytest.approx(0.15)
     assert found.stages["delivery"] == pytest.approx(0.05)
     assert found.stages["first decode"] == pytest.approx(0.25)
     assert sum(found.stages.values()) - found.stages["first decode"] == pytest.approx(found.ttft)
