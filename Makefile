@@ -15,7 +15,7 @@ PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(CAN)' 2>/dev/null && e
 # Programs that JAX has compiled, for the next start.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo serve base test test-oracle test-slow test-gpu-compile gpu-budget gpu-proof gpu-check check check-all format clean
+.PHONY: help demo serve base test test-examples test-oracle test-slow test-gpu-compile gpu-budget gpu-proof gpu-check check check-all format clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,10 @@ serve: $(VENV)/ready .cache/adapters ## serve the demo's base model and adapters
 base: $(BASE)/manifest.json ## fetch and convert the base model, SmolLM2-135M-Instruct
 
 test: $(VENV)/ready base ## run the tests; needs no torch
-	$(BIN)/pytest -m "not slow and not torch and not gpu_compile" $(TESTS)
+	$(BIN)/pytest -m "not slow and not examples and not torch and not gpu_compile" $(TESTS)
+
+test-examples: $(VENV)/ready base ## run the README's examples as a reader would, on the real base model
+	$(BIN)/pytest -m examples tests/test_readme.py
 
 test-oracle: $(VENV)/oracle base ## run the tests against torch and peft
 	$(BIN)/pytest -m "torch and not slow" $(TESTS)
@@ -56,7 +59,7 @@ check: $(VENV)/ready ## lint, formatting, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check-all: check test test-oracle test-slow test-gpu-compile ## everything
+check-all: check test test-examples test-oracle test-slow test-gpu-compile ## everything
 
 format: $(VENV)/ready ## format, and fix what lint can fix
 	$(BIN)/ruff check --fix

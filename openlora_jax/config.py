@@ -42,6 +42,7 @@ class EngineConfig(BaseModel):
         work_items: (page, scale) items of one module in one step, at most.
         host_cache_bytes: adapters kept in host memory, in bytes.
         loader_threads: adapters read from disk at the same time.
+        load_timeout: seconds after which a read that has not ended fails those who wait for it.
         max_queue: requests waiting, at most; further ones are refused.
         policy: who goes first: `fair`, by class, tenant and adapter, or `fcfs`, by arrival. See `engine/policy.py`.
         max_wait: seconds that no request waits while runs end within half of it, whatever its class; for `fair`.
@@ -70,6 +71,7 @@ class EngineConfig(BaseModel):
     work_items: Positive = 1024
     host_cache_bytes: Positive = 2 * 1024**3
     loader_threads: Positive = 2
+    load_timeout: PositiveSeconds = 30.0
     max_queue: Positive = 1024
     policy: Literal["fair", "fcfs"] = "fair"
     max_wait: PositiveSeconds = 120.0

@@ -110,6 +110,7 @@ class LLM:
             base_digest=self.base_digest,
             host_bytes=self.config.host_cache_bytes,
             threads=self.config.loader_threads,
+            load_timeout=self.config.load_timeout,
         )
         self.engine = Engine(
             self.runner,

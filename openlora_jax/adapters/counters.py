@@ -14,8 +14,9 @@ from typing import Literal
 
 Tier = Literal["device", "host"]
 Source = Literal["disk", "host"]
-Result = Literal["ok", "failed", "cancelled", "refused"]
-"""`cancelled`: nobody waited for it any more when its turn came; `refused`: not tried, as it had failed just before."""
+Result = Literal["ok", "failed", "cancelled", "refused", "timed_out"]
+"""`cancelled`: nobody waited for it any more when its turn came; `refused`: not tried, as it had failed just before;
+`timed_out`: nobody waits for it any longer, and it counts once more when it ends after all."""
 Stage = Literal["wait", "manifest", "read", "stage", "write"]
 """From disk: `wait` for a thread and for room; `manifest` read and checked; arrays `read`, their digest included; pages
 laid out for copying (`stage`). From host memory: the host's part in the `write` into the pool."""
@@ -113,6 +114,11 @@ class Load:
         self._clock = clock
         self._last = clock()
 
+    @property
+    def seconds(self) -> float:
+        """Of the stages that have ended."""
+        return sum(seconds for _, seconds in self.laps)
+
     def lap(self, stage: Stage) -> None:
         """Ends a stage, and begins the next."""
         now = self._clock()
@@ -155,8 +161,7 @@ class Counters:
                 for stage, seconds in load.laps:
                     self._counts.seconds.setdefault(stage, Seconds()).add(seconds)
                 if source == "disk" and result == "ok" and digest in self._counts.uses:
-                    spent = sum(seconds for _, seconds in load.laps)
-                    self._counts.uses[digest] = replace(self._counts.uses[digest], load_seconds=spent)
+                    self._counts.uses[digest] = replace(self._counts.uses[digest], load_seconds=load.seconds)
 
     def waited(self, seconds: float) -> None:
         """A load from disk begins, so long after it was asked for."""
@@ -164,7 +169,7 @@ class Counters:
             self._counts.seconds.setdefault("wait", Seconds()).add(seconds)
 
     def not_loaded(self, result: Result) -> None:
-        """A load from disk was `cancelled` before it began, or `refused`."""
+        """A load from disk was `cancelled` before it began, or `refused`, or `timed_out`."""
         with self._lock:
             self._counts.loads["disk", result] += 1
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 from openlora_jax.adapters.counters import Counters, PageState, Reason
 from openlora_jax.adapters.pages import AdapterPages, PageAllocator, shortage
+from openlora_jax.adapters.quarantine import Failure
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +38,7 @@ class Residence:
     waiters: int = 0
     refs: int = 0
     unloading: bool = False
-    failure: str | None = None
+    failure: Failure | None = None
 
     @property
     def state(self) -> Literal["loading", "resident", "draining"]:
@@ -156,9 +157,9 @@ class Residency:
         self._free(residence, "unload")
         return True
 
-    def fail(self, residence: Residence, reason: str) -> None:
-        """Ends a residence whose adapter cannot be had, whoever holds it; they read the reason."""
-        residence.failure = reason
+    def fail(self, residence: Residence, failure: Failure) -> None:
+        """Ends a residence whose adapter cannot be had, whoever holds it; they read the failure."""
+        residence.failure = failure
         self._free(residence, "failure")
 
     def unload(self, digest: str) -> None:

@@ -354,9 +354,9 @@ class Engine:
 
     def _end(self, live: LiveRequest, *last: Event, error: OpenLoraError | None = None) -> None:
         """The one end of every request: all that it holds is given back, then its reader is told."""
-        for lease in live.leases:
-            lease.release()
         try:
+            for lease in live.leases:
+                lease.release()
             self._scheduler.remove(live)
         finally:
             self._live.discard(live)

@@ -7,10 +7,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from openlora_jax.adapters.quarantine import Failure
 from openlora_jax.adapters.residency import Residence, Residency
+from openlora_jax.errors import AdapterUnavailable
 
 CAPACITIES = {"q_proj": 6, "v_proj": 4}
 WAY_OUT = "raise pool_pages, or leave it out and start again, which plans for what is registered"
+BROKEN = Failure(AdapterUnavailable, "broken")
 COUNTS: Mapping[str, Mapping[str, int]] = {
     "a": {"q_proj": 1, "v_proj": 1},
     "b": {"q_proj": 2},
@@ -257,7 +260,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def fail(self, digest: str) -> None:
         residence = self.residency.get(digest)
         if residence and residence.state == "loading":
-            self.residency.fail(residence, "broken")
+            self.residency.fail(residence, BROKEN)
 
     @invariant()
     def conditions_hold(self) -> None:
