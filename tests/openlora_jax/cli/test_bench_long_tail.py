@@ -15,6 +15,7 @@ from openlora_jax.bench.long_tail.oversubscribe import ARMS
 from openlora_jax.bench.long_tail.oversubscribe import Workload as Oversubscribe
 from openlora_jax.cli import loading
 from openlora_jax.cli.bench import _plot
+from openlora_jax.config import EngineConfig
 from openlora_jax.llm import LLM
 from tests.openlora_jax.cli.conftest import Ended, RunCli
 
@@ -24,10 +25,11 @@ ONE_PROGRAM_OF_EACH_KIND = {"row_buckets": (4,), "prefill_chunk": 32, "chunk_buc
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for workload in (Coldstart, Oversubscribe):
-        planned = workload.settings.fget
+        planned: Any = workload.settings
 
-        def settings(self: Any, planned: Any = planned) -> Any:
-            return planned(self).model_copy(update=ONE_PROGRAM_OF_EACH_KIND)
+        def settings(self: Any, planned: Any = planned) -> EngineConfig:
+            config: EngineConfig = planned.fget(self)
+            return config.model_copy(update=ONE_PROGRAM_OF_EACH_KIND)
 
         monkeypatch.setattr(workload, "settings", property(settings))
     monkeypatch.setenv("COLUMNS", "240")

@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.adapters.synthetic import install_synthetic
 from openlora_jax.bench.long_tail import fleet as fleet_module
 from openlora_jax.bench.long_tail import page_cache
 from openlora_jax.bench.long_tail.fleet import Fleet
@@ -28,10 +30,12 @@ def test_what_is_there_is_not_made_again(tiny_base: Path, tmp_path: Path, monkey
 
     store.remove("00003-r32")
     made: list[str] = []
-    install = fleet_module.install_synthetic
-    monkeypatch.setattr(
-        fleet_module, "install_synthetic", lambda *args, **kwargs: made.extend(args[3]) or install(*args, **kwargs)
-    )
+
+    def install(*args: Any, **kwargs: Any) -> dict[str, str]:
+        made.extend(args[3])
+        return install_synthetic(*args, **kwargs)
+
+    monkeypatch.setattr(fleet_module, "install_synthetic", install)
     assert FLEET.install(tmp_path, tiny_base, silent) == path
     assert made == ["00003-r32"]
     assert {name: each.digest for name, each in store.registrations().items()} == {
