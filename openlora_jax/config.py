@@ -15,6 +15,7 @@ Dtype = Literal["float32", "bfloat16"]
 """Of weights and adapters, on disk and on the device."""
 Positive = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Config = TypeVar("Config", bound="EngineConfig")  # not Self, which beartype cannot check
 
 
@@ -43,6 +44,10 @@ class EngineConfig(BaseModel):
         host_cache_bytes: adapters kept in host memory, in bytes.
         loader_threads: adapters read from disk at the same time.
         load_timeout: seconds after which a read that has not ended fails those who wait for it.
+        min_residency: seconds that an adapter which others wait for keeps its place on the device, unless a higher
+            class or an overdue request needs it: adapters that do not fit together take turns no more often.
+        prefetch: while there is nothing else to do, what was asked for most is brought into memory and pages that are
+            free, at a start too if `openlora serve` kept what the last one saw.
         max_queue: requests waiting, at most; further ones are refused.
         policy: who goes first: `fair`, by class, tenant and adapter, or `fcfs`, by arrival. See `engine/policy.py`.
         max_wait: seconds that no request waits while runs end within half of it, whatever its class; for `fair`.
@@ -72,6 +77,8 @@ class EngineConfig(BaseModel):
     host_cache_bytes: Positive = 2 * 1024**3
     loader_threads: Positive = 2
     load_timeout: PositiveSeconds = 30.0
+    min_residency: Seconds = 0.5
+    prefetch: bool = True
     max_queue: Positive = 1024
     policy: Literal["fair", "fcfs"] = "fair"
     max_wait: PositiveSeconds = 120.0

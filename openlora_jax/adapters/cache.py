@@ -23,6 +23,7 @@ from openlora_jax.adapters.host_cache import HostAdapter, HostCache
 from openlora_jax.adapters.lease import AdapterStatus, Lease
 from openlora_jax.adapters.loader import Loader
 from openlora_jax.adapters.pins import Pins
+from openlora_jax.adapters.prefetch import Prefetch
 from openlora_jax.adapters.quarantine import Failure, Quarantine
 from openlora_jax.adapters.reader import AdapterReader, AdapterSource, PagePool
 from openlora_jax.adapters.residency import Residence, Residency
@@ -36,8 +37,8 @@ class AdapterCache:
     """Adapters in host memory and on the device, by digest.
 
     Attributes:
-        on_ready: called with a digest when its load ended, well or badly, while somebody waits for it. It runs on a
-            loader thread and must not block. The engine sets it.
+        on_ready: called with a digest when its load ended, well or badly, while somebody waits for it, or ahead of
+            that. It runs on a loader thread and must not block. The engine sets it.
         counters: what has happened here.
     """
 
@@ -51,24 +52,32 @@ class AdapterCache:
         host_bytes: int,
         threads: int,
         load_timeout: float,
+        min_residency: float,
+        prefetch: bool,
+        asked_before: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`capacities` are the pool's; `base_digest` is what adapters must have been converted for.
 
-        `load_timeout` is in seconds, from the begin of a read.
+        `load_timeout` is in seconds, from the begin of a read; `min_residency` see `Residency`.
+        With `prefetch`, idle time brings adapters closer; `asked_before` are requests by digest that seed the forecast.
         """
         self.on_ready: Callable[[str], None] = lambda digest: None
         self._pool = pool
         self.counters = Counters(clock)
         reader = AdapterReader(source, pool, capacities, base_digest, self.counters)
-        self._residency = Residency(capacities, self.counters)
-        self._forecast = Forecast()
+        self._residency = Residency(capacities, self.counters, min_residency)
+        self._forecast = Forecast(asked_before, clock())
         self._clock = clock
         self._host = HostCache(host_bytes, self.counters, lambda digest: self._forecast.count(digest, clock()))
         self._loader = Loader(reader.read, self._loaded, threads, load_timeout, clock, self.counters)
         self._quarantine = Quarantine(clock)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
+        self._prefetch = (
+            Prefetch(self._forecast, self._host, self._residency, self._is_quarantined) if prefetch else None
+        )
+        self._host.left.update(dict.fromkeys(asked_before or {}, 0))
         self._requests = count()
         self._waiting: OrderedDict[Lease, None] = OrderedDict()  # not placed and not released, request by request
         self._pins = Pins(source.registrations)
@@ -89,25 +98,26 @@ class AdapterCache:
             self._begin_reads()
             return leases
 
-    def place(self, *leases: Lease) -> bool:
+    def place(self, *leases: Lease, urgent: bool = False) -> bool:
         """Brings the adapters of one request to the device, all or none. Engine thread only.
 
         Room is made by evicting adapters that no placed lease uses and nobody pinned, least recently used first and no
-        more than needed. A mix that could not fit even so gets its error here.
+        more than needed; unless it is urgent, none that others wait for and that has not been there for `min_residency`
+        seconds. A mix that could not fit even so gets its error here.
 
         Returns:
             True when all are placed: they stay where they are until released. False when one is not loaded, has failed,
             or there is no room now.
         """
         with self._lock:
-            writes = self._reserve(leases)
+            writes = self._reserve(leases, urgent)
         if writes is None:
             return False
         failed = [residence for residence, adapter in writes if not self._write(residence, adapter)]
         return not failed
 
     def fits(self, leases: Iterable[Lease], without: Iterable[Lease]) -> bool:
-        """Whether `place` would find room for one request's leases, if these others, all placed, were displaced."""
+        """Whether an urgent `place` would find room for one request's leases, if these others, all placed, gave way."""
         leases = list(leases)
         with self._lock:
             if any(lease.released or lease.error or not self._here(lease.residence) for lease in leases):
@@ -126,6 +136,20 @@ class AdapterCache:
             for lease in placed:
                 lease.placed = None
                 self._waiting[lease] = None
+
+    def prefetch(self) -> bool:
+        """Brings what will probably be asked for closer. Engine thread only, when it has nothing else to do.
+
+        Returns:
+            True when pages were written, so that there may be more to do.
+        """
+        with self._lock:
+            self._read_ahead()
+            found = self._prefetch.next_write() if self._prefetch else None
+        if found is None or not self._write(*found):
+            return False
+        self.counters.prefetched("device", found[0].digest)
+        return True
 
     def is_ready(self, lease: Lease) -> bool:
         """See `Lease.ready`."""
@@ -188,6 +212,7 @@ class AdapterCache:
         self._follow_pins()
         with self._lock:
             self._quarantine.forget(digest)
+            self._forecast.forget(digest)
             self._residency.unload(digest)
             if not self._host.held(digest):
                 self._host.drop(digest)
@@ -289,6 +314,16 @@ class AdapterCache:
         members = takewhile(lambda lease: oldest and lease.request == oldest.request, self._waiting)
         self._loader.start(urgent=[lease.digest for lease in members], room=self._host.has_room)
 
+    def _read_ahead(self) -> None:
+        if self._prefetch and self._loader.idle and not self._loader.refusal():
+            digest = self._prefetch.next_read()
+            if digest is not None:
+                self._loader.request(digest)
+                self._loader.start(urgent=[digest], room=True)
+
+    def _is_quarantined(self, digest: str) -> bool:
+        return self._quarantine.refusal(digest) is not None
+
     def _fetch(self, residence: Residence, *, again: bool = False) -> None:
         """Sees to it that a residence without pages gets its adapter into host memory, and that it stays there."""
         digest = residence.digest
@@ -317,6 +352,7 @@ class AdapterCache:
         """On a loader thread: a read has ended."""
         with self._settled:
             waiting = self._residency.get(digest)
+            ahead = self._prefetch is not None and self._prefetch.reading == digest
             self._loader.finish(digest)
             if isinstance(result, Exception):
                 failure = self._quarantine.failed(digest, Failure.of(result))
@@ -324,15 +360,24 @@ class AdapterCache:
                     self._residency.fail(waiting, failure)
             else:
                 self._quarantine.forget(digest)
-                self._host.put(digest, result, held=waiting is not None)
-                if waiting:
-                    waiting.counts = result.counts
+                self._take_in(digest, result, waiting, ahead)
             self._begin_reads()
+            self._read_ahead()
             self._settled.notify_all()
-        if waiting:
+        if waiting or ahead:
             self.on_ready(digest)
 
-    def _reserve(self, leases: tuple[Lease, ...]) -> list[tuple[Residence, HostAdapter]] | None:
+    def _take_in(self, digest: str, adapter: HostAdapter, waiting: Residence | None, ahead: bool) -> None:
+        if waiting:
+            self._host.put(digest, adapter, held=True)
+            waiting.counts = adapter.counts
+        elif not ahead:
+            self._host.put(digest, adapter, held=False)
+        elif adapter.nbytes <= self._host.free:
+            self._host.put(digest, adapter, held=False)
+            self.counters.prefetched("host", digest)
+
+    def _reserve(self, leases: tuple[Lease, ...], urgent: bool) -> list[tuple[Residence, HostAdapter]] | None:
         """Gives every lease a reference and its residence pages; returns what must be written into them."""
         members = [lease.residence for lease in leases]
         arriving = [lease for lease in leases if lease.placed is None]
@@ -343,7 +388,7 @@ class AdapterCache:
                 lease.misfit = reason
             return None
         absent = [member for member in dict.fromkeys(members) if member.pages is None]
-        evicted = self._residency.place([lease.residence for lease in arriving])
+        evicted = self._residency.place([lease.residence for lease in arriving], self._clock(), urgent=urgent)
         if evicted is None:
             return None
         writes = [(member, adapter) for member in absent if (adapter := self._host.get(member.digest))]

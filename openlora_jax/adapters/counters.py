@@ -75,6 +75,8 @@ class Counts:
         loaded_bytes: by source.
         seconds: of loads, by stage.
         evictions: by tier and reason.
+        prefetches: into a tier, before anybody asked.
+        prefetch_hits: of those, the ones that a request found there.
         uses: by digest, the least recently used first.
     """
 
@@ -84,6 +86,8 @@ class Counts:
     loaded_bytes: Counter[Source] = field(default_factory=Counter)
     seconds: dict[Stage, Seconds] = field(default_factory=dict)
     evictions: Counter[tuple[Tier, Reason]] = field(default_factory=Counter)
+    prefetches: Counter[Tier] = field(default_factory=Counter)
+    prefetch_hits: Counter[Tier] = field(default_factory=Counter)
     uses: OrderedDict[str, Use] = field(default_factory=OrderedDict)
 
 
@@ -133,13 +137,18 @@ class Counters:
         self._clock = clock
         self._lock = threading.Lock()
         self._counts = Counts()
+        self._unasked: dict[Tier, set[str]] = {"device": set(), "host": set()}  # prefetched, and still there
 
     def asked(self, digest: str, found: Tier | None) -> None:
         """A request asks for an adapter, which is in no higher tier than `found`; None is on disk, or on its way."""
         tiers: tuple[Tier, ...] = ("device",) if found == "device" else ("device", "host")
         with self._lock:
             self._counts.lookups.update(tiers)
-            self._counts.hits.update([found] if found else [])
+            if found:
+                self._counts.hits[found] += 1
+                self._counts.prefetch_hits[found] += digest in self._unasked[found]
+            for unasked in self._unasked.values():
+                unasked.discard(digest)
             use = self._counts.uses.pop(digest, Use())
             hits = use.hits + (found is not None)
             self._counts.uses[digest] = replace(use, requests=use.requests + 1, hits=hits, last=self._clock())
@@ -173,9 +182,16 @@ class Counters:
         with self._lock:
             self._counts.loads["disk", result] += 1
 
-    def evicted(self, tier: Tier, reason: Reason) -> None:
+    def prefetched(self, tier: Tier, digest: str) -> None:
+        """An adapter has come into a tier before anybody asked."""
+        with self._lock:
+            self._counts.prefetches[tier] += 1
+            self._unasked[tier].add(digest)
+
+    def evicted(self, tier: Tier, reason: Reason, digest: str) -> None:
         """An adapter has left a tier."""
         with self._lock:
+            self._unasked[tier].discard(digest)
             self._counts.evictions[tier, reason] += 1
 
     def use(self, digest: str) -> Use | None:
@@ -198,5 +214,7 @@ class Counters:
                 loaded_bytes=Counter(counts.loaded_bytes),
                 seconds={stage: Seconds(list(each.counts), each.total) for stage, each in counts.seconds.items()},
                 evictions=Counter(counts.evictions),
+                prefetches=Counter(counts.prefetches),
+                prefetch_hits=Counter(counts.prefetch_hits),
                 uses=OrderedDict(counts.uses),
             )

@@ -1,5 +1,6 @@
 """Adapters in host memory, bounded in bytes: who is worth the least leaves first, unless a request waits for it."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ AdapterTensors = Mapping[str, NDArray[np.generic]]
 StagedPages = Mapping[str, Sequence[AnyArray]]
 """The same, each array page by page as a write takes them: `[layers, 16, width]`."""
 
+MAX_LEFT = 1024
 LOAD_SECONDS = 0.05
 """What a load takes, where it was not measured."""
 
@@ -51,6 +53,7 @@ class HostCache:
         budget: of all adapters here, in bytes; only adapters that requests wait for may exceed it.
         nbytes: of all adapters here.
         held_bytes: of those that requests wait for.
+        left: adapters that had to leave for room and have not come back, with their bytes; `MAX_LEFT` at most.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class HostCache:
         self.budget = budget
         self.nbytes = 0
         self.held_bytes = 0
+        self.left: OrderedDict[str, int] = OrderedDict()
         self._adapters: dict[str, HostAdapter] = {}
         self._values = GreedyDual()
         self._held: set[str] = set()
@@ -73,6 +77,11 @@ class HostCache:
     def has_room(self) -> bool:
         """Whether more could be held within the budget."""
         return self.held_bytes < self.budget
+
+    @property
+    def free(self) -> int:
+        """Bytes of the budget that no adapter takes."""
+        return max(0, self.budget - self.nbytes)
 
     def digests(self) -> Iterable[str]:
         return self._adapters.keys()
@@ -84,11 +93,16 @@ class HostCache:
             self._use(digest, adapter)
         return adapter
 
+    def counts(self, digest: str) -> Mapping[str, int]:
+        """Pages by module of an adapter that is here."""
+        return self._adapters[digest].counts
+
     def put(self, digest: str, adapter: HostAdapter, *, held: bool) -> None:
         """Takes an adapter in, and drops others for it."""
         if digest in self._adapters:
             self._remove(digest)
         self._adapters[digest] = adapter
+        self.left.pop(digest, None)
         self._use(digest, adapter)
         self.nbytes += adapter.nbytes
         if held:
@@ -117,10 +131,11 @@ class HostCache:
 
     def drop(self, digest: str) -> None:
         """Forgets an adapter that is to be unloaded, held or not; one that is not here stays so."""
+        self.left.pop(digest, None)
         if digest in self._adapters:
             self._values.remove(digest)
             self._remove(digest)
-            self._counters.evicted("host", "unload")
+            self._counters.evicted("host", "unload", digest)
 
     def _use(self, digest: str, adapter: HostAdapter) -> None:
         self._values.use(digest, self._frequency(digest) * adapter.load_seconds / max(1, adapter.nbytes))
@@ -132,11 +147,17 @@ class HostCache:
             self._held.discard(digest)
             self.held_bytes -= nbytes
 
+    def _leave(self, digest: str, nbytes: int) -> None:
+        self.left[digest] = nbytes
+        if len(self.left) > MAX_LEFT:
+            self.left.popitem(last=False)
+
     def _trim(self) -> None:
         while self.nbytes > self.budget:
             digest = self._values.least(spared=self._held)
             if digest is None:
                 return
             self._values.evict(digest)
+            self._leave(digest, self._adapters[digest].nbytes)
             self._remove(digest)
-            self._counters.evicted("host", "room")
+            self._counters.evicted("host", "room", digest)

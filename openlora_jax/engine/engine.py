@@ -268,7 +268,7 @@ class Engine:
             self._deliver(launch, result)
         if previous:
             self._failures = 0
-        return bool(schedule or previous)
+        return bool(schedule or previous) or self._adapters.prefetch()
 
     def _measure(self, now: float) -> None:
         """How long an iteration takes: as each waits for the step before its own, as long as one step of them."""

@@ -87,7 +87,9 @@ class World:
     now: float = 0.0
     told: SimpleQueue[str] = field(default_factory=SimpleQueue)
 
-    def open(self, host_bytes: int = 1 << 20, threads: int = 2) -> None:
+    def open(
+        self, host_bytes: int = 1 << 20, threads: int = 2, min_residency: float = 0.0, prefetch: bool = False
+    ) -> None:
         self.cache = AdapterCache(
             self.source,
             self.pool,
@@ -96,6 +98,8 @@ class World:
             host_bytes=host_bytes,
             threads=threads,
             load_timeout=LOAD_TIMEOUT,
+            min_residency=min_residency,
+            prefetch=prefetch,
             clock=lambda: self.now,
         )
         self.cache.on_ready = self.told.put

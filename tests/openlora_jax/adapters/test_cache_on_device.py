@@ -40,7 +40,17 @@ def pool() -> AdapterPool:
 
 @pytest.fixture
 def cache(store: AdapterStore, pool: AdapterPool) -> Iterator[AdapterCache]:
-    cache = AdapterCache(store, pool, CAPACITIES, base_digest=BASE, host_bytes=1 << 16, threads=2, load_timeout=30.0)
+    cache = AdapterCache(
+        store,
+        pool,
+        CAPACITIES,
+        base_digest=BASE,
+        host_bytes=1 << 16,
+        threads=2,
+        load_timeout=30.0,
+        min_residency=0.0,
+        prefetch=False,
+    )
     yield cache
     cache.validate()
     cache.close()
