@@ -15,7 +15,7 @@ PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(CAN)' 2>/dev/null && e
 # Programs that JAX has compiled, for the next start.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo serve base test test-examples test-oracle test-slow test-gpu-compile gpu-budget gpu-proof gpu-check check check-all format clean
+.PHONY: help demo serve base test test-examples test-oracle test-slow test-gpu-compile gpu-budget gpu-proof gpu-check bench-long-tail check check-all format clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,12 @@ gpu-check: ## on a machine with an NVIDIA GPU: run the kernels' tests and benchm
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "no NVIDIA GPU is here: nvidia-smi lists none" >&2; exit 2; }
 	@$(MAKE) --no-print-directory $(VENV)/cuda
 	@$(BIN)/python -m tests.gpu.check
+
+bench-long-tail: $(VENV)/ready base ## measure cold starts and oversubscription, and write docs/bench_*; half an hour
+	$(BIN)/openlora bench coldstart --base $(BASE) --cache .cache/bench --markdown docs/bench_coldstart.md \
+	  --plot docs/bench_coldstart --json .cache/bench/coldstart.json
+	$(BIN)/openlora bench oversubscribe --base $(BASE) --cache .cache/bench --markdown docs/bench_oversubscribe.md \
+	  --plot docs/bench_oversubscribe --json .cache/bench/oversubscribe.json
 
 check: $(VENV)/ready ## lint, formatting, types
 	$(BIN)/ruff check

@@ -144,6 +144,7 @@ def coldstart(
     beside: Annotated[int, typer.Option(min=1, help="Requests of each state beside streams, a round.")] = 16,
     rate: Annotated[float, typer.Option(min=0.01, help="Of their arrivals, a second.")] = 0.7,
     streams: Annotated[int, typer.Option(min=1, help="That run beside them.")] = 8,
+    stream_new: Annotated[int, typer.Option(min=2, help="Tokens that each of these makes, at most.")] = 1000,
     pages: PagesOption = 32,
     ranks: RanksOption = "8,16,32,64",
     rounds: Annotated[int, typer.Option(min=1, help="Each runs every state in both settings.")] = 6,
@@ -173,6 +174,7 @@ def coldstart(
         beside=beside,
         rate=rate,
         streams=streams,
+        stream_new=stream_new,
         rounds=rounds,
         seed=seed,
     )

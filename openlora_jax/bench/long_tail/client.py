@@ -15,8 +15,9 @@ from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import EngineStopped
 from openlora_jax.llm import LLM
 
-STAGES = ("late", "load", "queue", "prefill", "delivery", "first decode")
-"""Where the time to the second token goes: the client's own lateness, as the engine has it, the way to the reader."""
+STAGES = ("late", "load", "queue", "room", "prefill", "delivery", "first decode")
+"""Where the time to the second token goes: the client's own lateness; then as the engine has it, the queue without the
+wait for room on the device, and that wait; the way to the reader; one decode step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +70,8 @@ class Answer:
         """Seconds by `STAGES`; all but the last add up to `ttft`."""
         late, timings = self.submitted - self.due, self.timings
         delivery = self.ttft - late - timings.load - timings.queue - timings.prefill
-        parts = (late, timings.load, timings.queue, timings.prefill, delivery, self.gaps[0])
+        queue = timings.queue - timings.room
+        parts = (late, timings.load, queue, timings.room, timings.prefill, delivery, self.gaps[0])
         return dict(zip(STAGES, parts, strict=True))
 
 

@@ -25,6 +25,9 @@ from openlora_jax.progress import Progress
 
 STATES = ("warm", "host", "disk")
 
+SETTLE = 0.2
+"""Seconds from one lone request to the next: the engine is idle by then."""
+
 ADDED_STEPS, DISK_OVER_WARM, NEIGHBOURS = 1.0, 1.15, 1.15
 """The bounds: decode steps added by an adapter in host memory; times as long from disk; the same of others' p99 gap."""
 
@@ -199,6 +202,7 @@ class _Bench:
         for place in range(self._workload.alone):
             for state in states:
                 [ask] = self._prepare(state, [0.0], [self._pinned + place], self._seed(number) + place)
+                await asyncio.sleep(SETTLE)
                 before = self._llm.adapters.counters.snapshot()
                 answers[state].append(await answer(self._llm, ask))
                 loads[state].append(Loads.between(before, self._llm.adapters.counters.snapshot()))

@@ -218,11 +218,11 @@ class _Bench:
             self._make_resident(self._llm)
             asked = self._mapped(asked)
         else:
+            self._pin(self._llm, False)
             self._forget(adapters)
         before = self._llm.adapters.counters.snapshot()
         answers = asyncio.run(open_loop(self._llm, self._asks(asked, seed), answered))
         loads = Loads.between(before, self._llm.adapters.counters.snapshot())
-        self._pin(self._llm, False)
         return Run(adapters, answers, loads)
 
     def _make_resident(self, llm: LLM) -> None:
