@@ -3,7 +3,9 @@
 import json
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -14,6 +16,9 @@ from openlora_jax.errors import BadCheckpoint
 
 JSON_LIMIT = 1 << 20
 """Bytes of a configuration file, at most."""
+
+MOST_PARTS = 1024
+"""That one call of the kernel fills."""
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -53,15 +58,18 @@ def read_limited(path: Path, limit: int) -> bytes:
         return os.pread(file.fileno(), limit, 0)
 
 
-def read_exactly(file: BinaryIO, offset: int, array: NDArray[Any]) -> bool:
-    """Fills a contiguous array from the file at `offset`; False where the file ends too early."""
-    target = memoryview(array.reshape(-1).view(np.uint8))
-    done = 0
-    while done < len(target):
-        count = os.preadv(file.fileno(), [target[done:]], offset + done)
+def read_exactly(file: BinaryIO, offset: int, *arrays: NDArray[Any]) -> bool:
+    """Fills contiguous arrays, one after the other, from the file at `offset`; False where the file ends too early."""
+    parts = deque(memoryview(array.reshape(-1).view(np.uint8)) for array in arrays if array.size)
+    while parts:
+        count = os.preadv(file.fileno(), list(islice(parts, MOST_PARTS)), offset)
         if count == 0:
             return False
-        done += count
+        offset += count
+        while parts and count >= len(parts[0]):
+            count -= len(parts.popleft())
+        if count:
+            parts[0] = parts[0][count:]
     return True
 
 

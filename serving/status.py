@@ -82,8 +82,8 @@ ROWS = (
 class CallFailed(errors.OpenLoraError):
     """A call that ended with a status that no error class stands for, or that never reached the server."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"the server answered {code}: {message}")
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(f"the server answered {code}: {message}{hint}")
         self.code = code
         self.message = message
 
@@ -114,7 +114,8 @@ def to_error(failure: grpc.RpcError) -> errors.OpenLoraError:
                     return row.error(*[read(info.metadata[name]) for name, read in row.arguments.items()])
     if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # seen by the client first
         return errors.DeadlineExceeded("flight")
-    return CallFailed(failure.code().name, failure.details() or "")
+    hint = "; is `openlora serve` running there?" if failure.code() is grpc.StatusCode.UNAVAILABLE else ""
+    return CallFailed(failure.code().name, failure.details() or "", hint)
 
 
 def _generic(error: errors.OpenLoraError, data: Mapping[str, str]) -> tuple[Message, ...]:

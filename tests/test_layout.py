@@ -30,6 +30,8 @@ MAY_IMPORT = {
 COMMAND_LINE = ROOT / "openlora_jax" / "cli"
 ORACLES = {"torch", "transformers", "peft"}
 ORACLE_USERS = (ROOT / "openlora_jax" / "demo" / "training", ROOT / "openlora_jax" / "bench" / "peft_peer.py")
+OPTIONAL = {"fsspec", "matplotlib"}
+"""What works without, and says so where it is needed."""
 ARRAYS = {"jax", "jaxlib", "flax", "numpy"}
 
 
@@ -124,7 +126,7 @@ def test_dependencies_are_what_is_imported(project: dict[str, Any]) -> None:
         name: {canonicalize_name(distribution) for distribution in distributions}
         for name, distributions in packages_distributions().items()
     }
-    not_ours = ORACLES | MAY_IMPORT.keys() | set(sys.stdlib_module_names) | {"grpc_tools"}
+    not_ours = ORACLES | OPTIONAL | MAY_IMPORT.keys() | set(sys.stdlib_module_names) | {"grpc_tools"}
     used = {found.top for package in MAY_IMPORT for found in imports(package)} - not_ours
     assert [name for name in sorted(used) if not providers[name] & declared] == []
     assert sorted(declared - set().union(*(providers[name] for name in used))) == []

@@ -5,20 +5,22 @@ The arrays are stored uncompressed, one chunk each: nothing can expand while it 
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 from etils import epath
 
+from openlora_jax.adapters.chunk_file import ChunkFile, FileIdentity, allocate
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.config import Dtype
 from openlora_jax.digest import content_digest
 from openlora_jax.errors import BadCheckpoint
-from openlora_jax.untrusted import read_json_object
+from openlora_jax.untrusted import JSON_LIMIT, parse_json_object, read_json_object, read_limited
 
 Tensor = np.ndarray[Any, np.dtype[Any]]
 Tensors = Mapping[str, Tensor]
@@ -29,7 +31,7 @@ DTYPES: Mapping[Dtype, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _ZARR_DTYPES: Mapping[Dtype, str] = {"float32": "<f4", "bfloat16": "bfloat16"}
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _TENSORS = "tensors"
 CHUNK = "0.0.0.0"
 """The name of the file that holds an array's bytes, in the folder that `tensor_folder` gives."""
@@ -58,7 +60,7 @@ def write_artifact(folder: Path, manifest: Manifest, tensors: Tensors) -> None:
         OSError: the disk is full, or cannot be written.
     """
     _check(manifest, tensors)
-    (folder / _MANIFEST).write_text(json.dumps(manifest.to_fields(), indent=2) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_fields(), indent=2) + "\n")
     checkpoint = epath.Path(folder / _TENSORS)
     checkpoint.mkdir()
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
@@ -76,32 +78,97 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BadCheckpoint: missing or damaged.
     """
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
+    return parse_manifest(path, read_limited(path, JSON_LIMIT))
+
+
+def parse_manifest(path: Path, text: bytes) -> Manifest:
+    """The manifest in a file's text. Raises BadCheckpoint."""
     try:
-        return Manifest.from_fields(read_json_object(path))
+        return Manifest.from_fields(parse_json_object(path, text))
     except ValueError as error:
         raise BadCheckpoint(path, str(error)) from error
 
 
-def read_artifact(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
-    """The whole artifact, in host memory; nothing refers to the files afterwards.
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A whole artifact in host memory, as its files said; nothing refers to the files any more.
 
-    Every array's stored shape, dtype, layout and file size is compared with the manifest before memory is taken for it.
+    Attributes:
+        text: the file that the manifest is from.
+        tensors: each lies in memory page by page, `[pages, layers, 16, width]`, as page writes take them.
+        files: what was read, by path below the artifact's folder.
+    """
+
+    manifest: Manifest
+    text: bytes
+    tensors: dict[str, Tensor]
+    files: Mapping[str, FileIdentity]
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Reads an artifact without looking at what orbax says of its arrays, see `check_arrays`.
+
+    Every file is opened before the first is read, so that the kernel fetches them side by side, and each is read in one
+    call without the interpreter's lock. Sizes are compared with the manifest before memory is taken.
 
     Raises:
         BadCheckpoint: a file is missing, damaged or at odds with the manifest.
     """
-    manifest = read_manifest(folder)
-    opened = {}
+    path = folder / MANIFEST
+    identity = FileIdentity.at(path)
+    text = read_limited(path, JSON_LIMIT)
+    manifest = parse_manifest(path, text)
+    with ExitStack() as closing:
+        chunks = {
+            name: closing.enter_context(ChunkFile(tensor_folder(folder, name) / CHUNK, shape, DTYPES[manifest.dtype]))
+            for name, shape in manifest.tensor_shapes.items()
+        }
+        files = {str(chunk.path.relative_to(folder)): chunk.identity for chunk in chunks.values()}
+        memory = allocate([chunk.identity.size for chunk in chunks.values()])
+        tensors = {name: chunk.read(part) for (name, chunk), part in zip(chunks.items(), memory, strict=True)}
+    return Artifact(manifest, text, tensors, {MANIFEST: identity, **files})
+
+
+class ArrayFile(NamedTuple):
+    """The file of one array.
+
+    Attributes:
+        name: its path below the artifact's folder.
+        size: in bytes.
+        zarray: what `.zarray` beside it must say, for zarr to read it.
+    """
+
+    name: str
+    size: int
+    zarray: str
+
+
+def array_files(manifest: Manifest) -> list[ArrayFile]:
+    """The files of all arrays."""
+    itemsize = DTYPES[manifest.dtype].itemsize
+    return [
+        ArrayFile(
+            str(tensor_folder(Path(), name) / CHUNK),
+            int(np.prod(shape)) * itemsize,
+            json.dumps({**_zarray(shape, manifest.dtype), "dimension_separator": ".", "fill_value": None}),
+        )
+        for name, shape in manifest.tensor_shapes.items()
+    ]
+
+
+def check_arrays(folder: Path, manifest: Manifest) -> None:
+    """Whether orbax would restore what `read_artifact` reads.
+
+    Raises:
+        BadCheckpoint: an array is stored otherwise than as one chunk of plain numbers.
+    """
     for name, shape in manifest.tensor_shapes.items():
-        path = tensor_folder(folder, name)
-        _check_chunk(path / CHUNK, int(np.prod(shape)) * DTYPES[manifest.dtype].itemsize)
-        opened[name] = ts.open(_zarr(path, shape, manifest.dtype), open=True, read=True)
-    try:
-        reads = {name: store.result().read() for name, store in opened.items()}
-        return manifest, {name: read.result() for name, read in reads.items()}
-    except ValueError as error:
-        raise BadCheckpoint(folder, f"damaged tensors: {str(error).split(' [')[0]}") from error
+        path = tensor_folder(folder, name) / ".zarray"
+        stored = read_json_object(path)
+        for key, value in _zarray(shape, manifest.dtype).items():
+            if stored.get(key) != value:
+                raise BadCheckpoint(path, f"{key} is {str(stored.get(key))[:80]} where orbax stores {value}")
 
 
 def _check(manifest: Manifest, tensors: Tensors) -> None:
@@ -112,19 +179,14 @@ def _check(manifest: Manifest, tensors: Tensors) -> None:
         raise ValueError(f"a tensor is not {manifest.dtype}, as the manifest states")
 
 
-def _check_chunk(path: Path, size: int) -> None:
-    try:
-        found = path.lstat().st_size
-    except OSError as error:
-        raise BadCheckpoint(path, f"cannot be read: {error.strerror}") from error
-    if found != size:
-        raise BadCheckpoint(path, f"has {found:,} bytes where the manifest states {size:,}")
-
-
-def _zarr(path: Path, shape: tuple[int, ...], dtype: Dtype) -> dict[str, Any]:
-    """How orbax stores one array; tensorstore refuses what is stored otherwise.
-
-    Read by tensorstore itself, orbax's own reader, because a restore through orbax takes twice as long.
-    """
-    metadata = {"shape": shape, "chunks": shape, "dtype": _ZARR_DTYPES[dtype], "compressor": None, "filters": None}
-    return {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+def _zarray(shape: tuple[int, ...], dtype: Dtype) -> dict[str, Any]:
+    """What orbax says of an array that it stores as one chunk of plain numbers."""
+    return {
+        "zarr_format": 2,
+        "shape": list(shape),
+        "chunks": list(shape),
+        "dtype": _ZARR_DTYPES[dtype],
+        "order": "C",
+        "compressor": None,
+        "filters": None,
+    }

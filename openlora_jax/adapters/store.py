@@ -1,6 +1,6 @@
 """The store: artifacts by digest, and the registry of their names. Every change is whole or not there at all.
 
-STORE/artifacts/<digest>/   made under a name with a leading dot, synced, renamed; never changed after
+STORE/artifacts/<digest>/   see `Artifacts`
 STORE/registry.jsonl        appended to and synced, once the artifact is in place
 STORE/lock                  held by whoever changes the store; readers never take it
 """
@@ -12,25 +12,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from openlora_jax.adapters.artifact import (
-    Tensor,
-    Tensors,
-    artifact_digest,
-    read_artifact,
-    read_manifest,
-    write_artifact,
-)
+from openlora_jax.adapters.artifact import Tensor, Tensors, artifact_digest, write_artifact
+from openlora_jax.adapters.artifacts import Artifacts
 from openlora_jax.adapters.manifest import Manifest
-from openlora_jax.adapters.registry import DIGEST, Registration, Registry, check_name
+from openlora_jax.adapters.registry import Registration, Registry, check_name
 from openlora_jax.errors import (
     AdapterExists,
-    BadCheckpoint,
     CannotInstall,
     InvalidConfig,
     OpenLoraError,
     UnknownAdapter,
 )
-from openlora_jax.staging import staged_directory
 
 
 class AdapterStore:
@@ -49,7 +41,7 @@ class AdapterStore:
         self.path = Path(path)
         if not self.path.is_dir():
             raise InvalidConfig("store", f"{path} is not a directory; `openlora convert adapter` creates a store")
-        self._artifacts = self.path / "artifacts"
+        self._artifacts = Artifacts(self.path / "artifacts")
         self._registry = Registry(self.path / "registry.jsonl")
 
     @classmethod
@@ -71,21 +63,23 @@ class AdapterStore:
 
     def folder(self, digest: str) -> Path:
         """Where the artifact of that digest is, if it is in the store. Raises BadCheckpoint if it is no digest."""
-        if not DIGEST.fullmatch(digest):
-            raise BadCheckpoint(self._artifacts, f"{digest[:70]!r} is no digest")
-        return self._artifacts / digest
+        return self._artifacts.folder(digest)
+
+    def holds(self, digest: str) -> bool:
+        """Whether the artifact is in the store. Raises BadCheckpoint if it is no digest."""
+        return self._artifacts.holds(digest)
+
+    def is_remote(self, digest: str) -> bool:
+        """Whether its next read fetches it from elsewhere: there is no elsewhere."""
+        return False
 
     def manifest(self, digest: str) -> Manifest:
         """What the artifact holds. Raises BadCheckpoint."""
-        return read_manifest(self.folder(digest))
+        return self._artifacts.manifest(digest)
 
     def read(self, digest: str) -> tuple[Manifest, dict[str, Tensor]]:
         """The whole artifact, in host memory, and in truth what its digest names. Raises BadCheckpoint."""
-        manifest, tensors = read_artifact(self.folder(digest))
-        found = artifact_digest(manifest, tensors)
-        if found != digest:
-            raise BadCheckpoint(self.folder(digest), f"its content has the digest {found}; convert it again")
-        return manifest, tensors
+        return self._artifacts.read(digest)
 
     def install(self, name: str, manifest: Manifest, tensors: Tensors, replace: bool = False) -> str:
         """Puts an adapter into the store under `name` and returns its digest.
@@ -135,7 +129,7 @@ class AdapterStore:
     def verify(self) -> dict[str, OpenLoraError | None]:
         """Recomputes the digest of every registered artifact: digest -> what is wrong with it, or None."""
         digests = {registration.digest for registration in self.registrations().values()}
-        return {digest: self._damage(digest) for digest in sorted(digests)}
+        return {digest: self._artifacts.damage(digest) for digest in sorted(digests)}
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -157,36 +151,20 @@ class AdapterStore:
         current = {name: registration.digest for name, registration in self.registrations().items()}
         self._registry.append({name: digest for name, digest in digests.items() if current.get(name) != digest})
 
-    def _damage(self, digest: str) -> OpenLoraError | None:
-        try:
-            self.read(digest)
-        except OpenLoraError as error:
-            return error
-        return None
-
     def _place(self, digest: str, manifest: Manifest, tensors: Tensors) -> None:
         """Makes the artifact appear under its digest, whole; a damaged one is written anew."""
-        target = self.folder(digest)
-        if target.exists():
-            if self._damage(digest) is None:
+        if self.holds(digest):
+            if self._artifacts.damage(digest) is None:
                 return
-            self._delete(digest)
+            self._artifacts.delete(digest)
         free = shutil.disk_usage(self.path).free
         if free < manifest.nbytes:
             raise CannotInstall(self.path, f"the adapter needs {manifest.nbytes:,} bytes, {free:,} are free")
-        with staged_directory(target) as folder:
-            write_artifact(folder, manifest, tensors)
+        self._artifacts.add(digest, lambda folder: write_artifact(folder, manifest, tensors))
 
     def _sweep(self) -> None:
         """Deletes what killed writers left behind, and artifacts that lost their last name."""
-        for leftover in self._artifacts.glob(".*"):
-            shutil.rmtree(leftover)
+        self._artifacts.sweep()
         for digest in self._registry.retired():
-            if self.folder(digest).exists():
-                self._delete(digest)
-
-    def _delete(self, digest: str) -> None:
-        """Renames first: what lies under a digest is always whole."""
-        old = self._artifacts / f".{digest}.deleted"
-        self.folder(digest).rename(old)
-        shutil.rmtree(old)
+            if self.holds(digest):
+                self._artifacts.delete(digest)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from openlora_jax.adapters.artifact import CHUNK, DTYPES, Tensor, Tensors, artifact_digest, tensor_folder
+from openlora_jax.adapters.artifact import CHUNK, DTYPES, Tensor, Tensors, artifact_digest, read_artifact, tensor_folder
 from openlora_jax.adapters.manifest import LowRank, Manifest
 from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
+from openlora_jax.adapters.seal import Seal
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.config import Dtype
 from openlora_jax.model.config import ModelConfig
@@ -86,4 +87,5 @@ def _copy(template: Path, folder: Path, tensors: Tensors) -> None:
     shutil.copytree(template, scratch, ignore=shutil.ignore_patterns(CHUNK))
     for name, tensor in tensors.items():
         tensor.tofile(tensor_folder(scratch, name) / CHUNK)
+    Seal.of(folder.name, read_artifact(scratch)).write(scratch)
     scratch.rename(folder)

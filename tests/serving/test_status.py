@@ -167,5 +167,8 @@ async def test_a_name_cannot_forge_a_log_line(stub: Any, caplog: pytest.LogCaptu
 
 
 def test_a_server_that_is_not_there_is_an_error_of_ours() -> None:
-    with Client("127.0.0.1:1", timeout=5) as client, pytest.raises(status.CallFailed, match="UNAVAILABLE"):
+    with (
+        Client("127.0.0.1:1", timeout=5) as client,
+        pytest.raises(status.CallFailed, match=r"UNAVAILABLE.*is `openlora serve` running"),
+    ):
         client.server_info()

@@ -8,7 +8,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from openlora_jax.adapters.artifact import DTYPES, Tensor, artifact_digest, read_artifact, write_artifact
+from openlora_jax.adapters.artifact import (
+    DTYPES,
+    Tensor,
+    artifact_digest,
+    check_arrays,
+    read_artifact,
+    write_artifact,
+)
 from openlora_jax.adapters.manifest import LowRank, Manifest
 from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
@@ -17,6 +24,10 @@ from openlora_jax.errors import BadCheckpoint
 def write(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
     folder.mkdir()
     write_artifact(folder, manifest, tensors)
+
+
+def read_and_check(folder: Path) -> None:
+    check_arrays(folder, read_artifact(folder).manifest)
 
 
 def example(dtype: Dtype = "float32", base: str = "0" * 64) -> tuple[Manifest, dict[str, Tensor]]:
@@ -38,11 +49,15 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: Dtype) -> None:
     manifest, tensors = example(dtype)
     tensors["v_proj.B"][:] = 0
     write(tmp_path / "x", manifest, tensors)
-    found, read = read_artifact(tmp_path / "x")
+    check_arrays(tmp_path / "x", manifest)
+    artifact = read_artifact(tmp_path / "x")
+    found, read = artifact.manifest, artifact.tensors
     assert found == manifest
     assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert type(read[name]) is np.ndarray
+        assert all(read[name][:, page].flags.c_contiguous for page in range(tensor.shape[1]))
+        assert read[name].ctypes.data % 64 == 0
         assert read[name].dtype == tensor.dtype
         np.testing.assert_array_equal(read[name], tensor)
     assert artifact_digest(found, read) == artifact_digest(manifest, tensors)
@@ -148,13 +163,13 @@ def test_a_missing_cut_or_linked_file_is_refused(tmp_path: Path, file: str) -> N
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(BadCheckpoint):
-        read_artifact(tmp_path / "x")
+        read_and_check(tmp_path / "x")
     path.unlink()
     with pytest.raises(BadCheckpoint):
-        read_artifact(tmp_path / "x")
+        read_and_check(tmp_path / "x")
     path.mkdir()
     with pytest.raises(BadCheckpoint):
-        read_artifact(tmp_path / "x")
+        read_and_check(tmp_path / "x")
 
 
 def test_an_array_stored_otherwise_than_orbax_does_is_refused(tmp_path: Path) -> None:
@@ -162,8 +177,14 @@ def test_an_array_stored_otherwise_than_orbax_does_is_refused(tmp_path: Path) ->
     path = tmp_path / "x" / "tensors" / "q_proj.A" / ".zarray"
     good = path.read_text()
     compressor = {"id": "zstd", "level": 1}
-    for change in ({"shape": [1 << 20] * 4}, {"chunks": [1, 1, 1, 1]}, {"dtype": "<i4"}, {"compressor": compressor}):
+    for change in (
+        {"shape": [1 << 20] * 4},
+        {"chunks": [1, 1, 1, 1]},
+        {"dtype": "<i4"},
+        {"order": "F"},
+        {"compressor": compressor},
+    ):
         path.write_text(good)
         _edit(path, **change)
-        with pytest.raises(BadCheckpoint, match="damaged tensors"):
-            read_artifact(tmp_path / "x")
+        with pytest.raises(BadCheckpoint, match="where orbax stores"):
+            read_and_check(tmp_path / "x")
