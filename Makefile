@@ -15,7 +15,7 @@ PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(CAN)' 2>/dev/null && e
 # Programs that JAX has compiled, for the next start.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo serve base test test-oracle test-slow test-gpu-compile gpu-budget gpu-proof gpu-check check check-all format clean
+.PHONY: help demo serve base test test-examples test-oracle test-slow test-gpu-compile gpu-budget gpu-proof gpu-check bench-long-tail check check-all format clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,10 @@ serve: $(VENV)/ready .cache/adapters ## serve the demo's base model and adapters
 base: $(BASE)/manifest.json ## fetch and convert the base model, SmolLM2-135M-Instruct
 
 test: $(VENV)/ready base ## run the tests; needs no torch
-	$(BIN)/pytest -m "not slow and not torch and not gpu_compile" $(TESTS)
+	$(BIN)/pytest -m "not slow and not examples and not torch and not gpu_compile" $(TESTS)
+
+test-examples: $(VENV)/ready base ## run the README's examples as a reader would, on the real base model
+	$(BIN)/pytest -m examples tests/test_readme.py
 
 test-oracle: $(VENV)/oracle base ## run the tests against torch and peft
 	$(BIN)/pytest -m "torch and not slow" $(TESTS)
@@ -51,12 +54,18 @@ gpu-check: ## on a machine with an NVIDIA GPU: run the kernels' tests and benchm
 	@$(MAKE) --no-print-directory $(VENV)/cuda
 	@$(BIN)/python -m tests.gpu.check
 
+bench-long-tail: $(VENV)/ready base ## measure cold starts and oversubscription, and write docs/bench_*; half an hour
+	$(BIN)/openlora bench coldstart --base $(BASE) --cache .cache/bench --markdown docs/bench_coldstart.md \
+	  --plot docs/bench_coldstart --json .cache/bench/coldstart.json
+	$(BIN)/openlora bench oversubscribe --base $(BASE) --cache .cache/bench --markdown docs/bench_oversubscribe.md \
+	  --plot docs/bench_oversubscribe --json .cache/bench/oversubscribe.json
+
 check: $(VENV)/ready ## lint, formatting, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check-all: check test test-oracle test-slow test-gpu-compile ## everything
+check-all: check test test-examples test-oracle test-slow test-gpu-compile ## everything
 
 format: $(VENV)/ready ## format, and fix what lint can fix
 	$(BIN)/ruff check --fix

@@ -15,6 +15,7 @@ Dtype = Literal["float32", "bfloat16"]
 """Of weights and adapters, on disk and on the device."""
 Positive = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Config = TypeVar("Config", bound="EngineConfig")  # not Self, which beartype cannot check
 
 
@@ -42,6 +43,11 @@ class EngineConfig(BaseModel):
         work_items: (page, scale) items of one module in one step, at most.
         host_cache_bytes: adapters kept in host memory, in bytes.
         loader_threads: adapters read from disk at the same time.
+        load_timeout: seconds after which a read that has not ended fails those who wait for it.
+        min_residency: seconds that an adapter which others wait for keeps its place on the device, unless a higher
+            class or an overdue request needs it: adapters that do not fit together take turns no more often.
+        prefetch: while there is nothing else to do, what was asked for most is brought into memory and pages that are
+            free, at a start too if `openlora serve` kept what the last one saw.
         remote: URL of a store, for adapters that are not in the local one: a path, or `s3://` and others that fsspec
             has a file system for. What is asked for is fetched into the local store's directory.
         disk_cache_bytes: what was fetched takes on the disk, at most, such as `50GB`.
@@ -73,6 +79,9 @@ class EngineConfig(BaseModel):
     work_items: Positive = 1024
     host_cache_bytes: Positive = 2 * 1024**3
     loader_threads: Positive = 2
+    load_timeout: PositiveSeconds = 30.0
+    min_residency: Seconds = 0.5
+    prefetch: bool = True
     remote: str | None = None
     disk_cache_bytes: Annotated[ByteSize, Field(ge=1)] = ByteSize(16 * 1024**3)
     max_queue: Positive = 1024

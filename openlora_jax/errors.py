@@ -73,13 +73,31 @@ class AdapterExists(OpenLoraError):
 
 
 class AdapterUnavailable(OpenLoraError):
-    """A registered adapter that cannot be served now: its load failed, or its pages fit no pool."""
+    """A registered adapter that cannot be served now: it is for another base model, or its pages fit no pool.
 
-    def __init__(self, name: str, digest: str, reason: str) -> None:
-        super().__init__(f"adapter {name!r} ({digest}) cannot be served: {reason}")
+    Attributes:
+        retry_after: seconds until it is tried again for whoever asks; 0 where time alone does not help.
+    """
+
+    def __init__(self, name: str, digest: str, reason: str, retry_after: float = 0.0) -> None:
+        retry = f"; it is tried again in {retry_after:.3g} s" if retry_after > 0 else ""
+        super().__init__(f"adapter {name!r} ({digest}) cannot be served: {reason}{retry}")
         self.name = name
         self.digest = digest
         self.reason = reason
+        self.retry_after = retry_after
+
+
+class AdapterDamaged(AdapterUnavailable):
+    """Its files are missing, damaged or not what its digest names."""
+
+
+class AdapterUnreachable(AdapterUnavailable):
+    """Where it is stored, it cannot be read, or not in time."""
+
+
+class AdapterOutOfMemory(AdapterUnavailable):
+    """There was no memory to load it."""
 
 
 class NotFinite(OpenLoraError):

@@ -33,7 +33,7 @@ from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
 from openlora_jax.observed import Observed, Planned, observed_path
 from openlora_jax.outputs import Generation, collect
-from openlora_jax.planning import demand_of, observed_before, plan_start
+from openlora_jax.planning import asked_before, demand_of, observed_before, plan_start
 from openlora_jax.progress import Progress
 from openlora_jax.tokenizer import Tokenizer
 from pallas_kernels.registry import Ops, resolve
@@ -113,6 +113,10 @@ class LLM:
             base_digest=self.base_digest,
             host_bytes=self.config.host_cache_bytes,
             threads=self.config.loader_threads,
+            load_timeout=self.config.load_timeout,
+            min_residency=self.config.min_residency,
+            prefetch=self.config.prefetch,
+            asked_before=asked_before(adapters, self._observed),
             counters=counters,
         )
         self.engine = Engine(

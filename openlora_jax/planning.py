@@ -38,6 +38,15 @@ def demand_of(store: AdapterStore | None, base_digest: str, observed: Observed) 
         return UNKNOWN
 
 
+def asked_before(store: AdapterStore | None, observed: Observed) -> dict[str, float]:
+    """The requests of the last start by digest, as far as they are registered still; they count half by now."""
+    try:
+        registered = {each.digest for each in store.registrations().values()} if store and observed.uses else set[str]()
+    except BadCheckpoint:  # `demand_of` has said so
+        registered = set()
+    return {digest: count / 2 for digest, count in observed.uses.items() if digest in registered}
+
+
 def observed_before(path: Path | None, base_digest: str) -> Observed:
     """What the last start kept at a path; nothing if it did not, or if the file is damaged."""
     if path is not None:

@@ -51,6 +51,15 @@ def _adapters(counts: Counts) -> Iterator[Metric]:
         "openlora_adapter_lookups", "Requests' look-ups in a tier; what the device lacks, host.", labels=["tier"]
     )
     hits = CounterMetricFamily("openlora_adapter_hits", "Look-ups that found the adapter.", labels=["tier"])
+    prefetches = CounterMetricFamily(
+        "openlora_adapter_prefetches", "Adapters brought into a tier before they were asked for.", labels=["tier"]
+    )
+    found = CounterMetricFamily(
+        "openlora_adapter_prefetch_hits", "Of those, the ones that a request found there.", labels=["tier"]
+    )
+    for tier in ("device", "host"):
+        prefetches.add_metric([tier], counts.prefetches[tier])
+        found.add_metric([tier], counts.prefetch_hits[tier])
     for tier in get_args(Tier):
         lookups.add_metric([tier], counts.lookups[tier])
         hits.add_metric([tier], counts.hits[tier])
@@ -70,7 +79,7 @@ def _adapters(counts: Counts) -> Iterator[Metric]:
     )
     for (tier, reason), count in counts.evictions.items():
         evictions.add_metric([tier, reason], count)
-    yield from (lookups, hits, loads, loaded, seconds, evictions)
+    yield from (lookups, hits, loads, loaded, seconds, evictions, prefetches, found)
 
 
 def _memory(llm: LLM) -> Iterator[Metric]:

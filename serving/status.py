@@ -23,8 +23,15 @@ MAX_BYTES = 800
 """Of a message or a datum, which travel in HTTP/2 headers up to three times, encoded: clients take 8 KiB in all."""
 RETRY_SECONDS = 1
 
-ABOUT_FILES = frozenset({grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.DATA_LOSS})
-"""The statuses of errors that speak of the server's files: the client is told their names, the log where they are."""
+ABOUT_FILES = frozenset(
+    {
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+"""The statuses of errors that may speak of the server's files: the client is told names, the log folders."""
 
 FOLDERS = re.compile(r"""(?:(?<![^\s'"(])/[^:;,'"()\n]*|[^\s'"(]*)/(?=\S)""")
 """What stands before the name in a path: of an absolute one also where it has spaces."""
@@ -40,16 +47,16 @@ class Row:
     arguments: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
 
 
+OF_ADAPTER: Mapping[str, Callable[[str], Any]] = {"name": str, "digest": str, "reason": str, "retry_after": float}
+
 ROWS = (
     Row(errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", {"field": str, "problem": str}),
     Row(errors.UnknownAdapter, grpc.StatusCode.NOT_FOUND, "UNKNOWN_ADAPTER", {"name": str}),
     Row(errors.AdapterExists, grpc.StatusCode.ALREADY_EXISTS, "ADAPTER_EXISTS", {"name": str, "digest": str}),
-    Row(
-        errors.AdapterUnavailable,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        "ADAPTER_UNAVAILABLE",
-        {"name": str, "digest": str, "reason": str},
-    ),
+    Row(errors.AdapterDamaged, grpc.StatusCode.DATA_LOSS, "ADAPTER_DAMAGED", OF_ADAPTER),
+    Row(errors.AdapterUnreachable, grpc.StatusCode.UNAVAILABLE, "ADAPTER_UNREACHABLE", OF_ADAPTER),
+    Row(errors.AdapterOutOfMemory, grpc.StatusCode.RESOURCE_EXHAUSTED, "ADAPTER_OUT_OF_MEMORY", OF_ADAPTER),
+    Row(errors.AdapterUnavailable, grpc.StatusCode.FAILED_PRECONDITION, "ADAPTER_UNAVAILABLE", OF_ADAPTER),
     Row(
         errors.UnsupportedFeature,
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -75,8 +82,8 @@ ROWS = (
 class CallFailed(errors.OpenLoraError):
     """A call that ended with a status that no error class stands for, or that never reached the server."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"the server answered {code}: {message}")
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(f"the server answered {code}: {message}{hint}")
         self.code = code
         self.message = message
 
@@ -107,7 +114,8 @@ def to_error(failure: grpc.RpcError) -> errors.OpenLoraError:
                     return row.error(*[read(info.metadata[name]) for name, read in row.arguments.items()])
     if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # seen by the client first
         return errors.DeadlineExceeded("flight")
-    return CallFailed(failure.code().name, failure.details() or "")
+    hint = "; is `openlora serve` running there?" if failure.code() is grpc.StatusCode.UNAVAILABLE else ""
+    return CallFailed(failure.code().name, failure.details() or "", hint)
 
 
 def _generic(error: errors.OpenLoraError, data: Mapping[str, str]) -> tuple[Message, ...]:
@@ -117,6 +125,8 @@ def _generic(error: errors.OpenLoraError, data: Mapping[str, str]) -> tuple[Mess
             return (error_details_pb2.BadRequest(field_violations=[violation]),)
         case errors.UnknownAdapter():
             return (error_details_pb2.ResourceInfo(resource_type="adapter", resource_name=data["name"]),)
+        case errors.AdapterUnavailable() if error.retry_after > 0:
+            return (error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after)),)
         case errors.Overloaded() | errors.CannotMeetDeadline():
             return (error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS)),)
         case _:
@@ -131,6 +141,12 @@ def _status(code: grpc.StatusCode, message: str, *details: Message) -> grpc.Stat
     rich = status_pb2.Status(code=code_pb2.Code.Value(code.name), message=_cut(message), details=packed)
     status: grpc.Status = rpc_status.to_status(rich)
     return status
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromMilliseconds(round(1000 * seconds))
+    return duration
 
 
 def _without_folders(value: object) -> str:

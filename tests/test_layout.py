@@ -30,7 +30,7 @@ MAY_IMPORT = {
 COMMAND_LINE = ROOT / "openlora_jax" / "cli"
 ORACLES = {"torch", "transformers", "peft"}
 ORACLE_USERS = (ROOT / "openlora_jax" / "demo" / "training", ROOT / "openlora_jax" / "bench" / "peft_peer.py")
-OPTIONAL = {"fsspec"}
+OPTIONAL = {"fsspec", "matplotlib"}
 """What works without, and says so where it is needed."""
 ARRAYS = {"jax", "jaxlib", "flax", "numpy"}
 

@@ -125,6 +125,7 @@ def reader(clone: Path) -> Iterator[Reader]:
     assert process.returncode == 0
 
 
+@pytest.mark.examples
 @pytest.mark.real_model
 def test_examples(reader: Reader) -> None:
     printed = {}
@@ -138,6 +139,7 @@ def test_examples(reader: Reader) -> None:
     assert all(output["text"] for row in rows for output in row["outputs"])
 
 
+@pytest.mark.examples
 @pytest.mark.real_model
 def test_what_make_demo_runs(clone: Path) -> None:
     command = ".venv/bin/openlora demo --base .cache/base/smollm2-135m-instruct --store .cache/store"

@@ -14,123 +14,31 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import count, takewhile
-from typing import Literal, Protocol, runtime_checkable
+from math import inf
 
 from openlora_jax.adapters.counters import Counters, MemoryUse
-from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, HostCache, StagedPages
-from openlora_jax.adapters.loader import STOPPED, Loader
-from openlora_jax.adapters.pages import AdapterPages, shortage
-from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.forecast import Forecast
+from openlora_jax.adapters.host_cache import HostAdapter, HostCache
+from openlora_jax.adapters.lease import AdapterStatus, Lease
+from openlora_jax.adapters.loader import Loader
+from openlora_jax.adapters.pins import Pins
+from openlora_jax.adapters.prefetch import Prefetch
+from openlora_jax.adapters.quarantine import Failure, Quarantine
+from openlora_jax.adapters.reader import AdapterReader, AdapterSource, PagePool
 from openlora_jax.adapters.residency import Residence, Residency
-from openlora_jax.errors import AdapterUnavailable, OpenLoraError
+from openlora_jax.errors import AdapterUnreachable
 
-RETRY_AFTER = 1.0
-"""Seconds after a failed load during which further requests for that adapter fail without another read."""
-
-
-@runtime_checkable
-class AdapterFacts(Protocol):
-    """What must be known of an adapter before its arrays are read; `Manifest` is one."""
-
-    @property
-    def base_digest(self) -> str: ...
-    @property
-    def pages(self) -> Mapping[str, int]: ...
-
-
-@runtime_checkable
-class AdapterSource(Protocol):
-    """Where adapters come from; `AdapterStore` is one.
-
-    `manifest` and `read` are called on loader threads, and what they raise fails the load.
-    """
-
-    def registrations(self) -> Mapping[str, Registration]: ...
-    def manifest(self, digest: str) -> AdapterFacts: ...
-    def read(self, digest: str) -> tuple[AdapterFacts, AdapterTensors]: ...
-
-
-@runtime_checkable
-class PagePool(Protocol):
-    """Where pages are written to; `AdapterPool` is one."""
-
-    def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> StagedPages: ...
-    def write(self, pages: AdapterPages, staged: StagedPages) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterStatus:
-    """Where one adapter is now.
-
-    Attributes:
-        state: `host` is in host memory alone; `loading` is wanted and not on the device yet; `resident` and `draining`
-            (leaves with its last request) are on the device; `absent` is pinned, and nothing more.
-        requests: that use it or wait for it.
-        pages: it holds on the device, over all modules.
-        host_bytes: it holds in host memory.
-    """
-
-    digest: str
-    state: Literal["absent", "host", "loading", "resident", "draining"]
-    requests: int
-    pinned: bool
-    pages: int
-    host_bytes: int
-
-
-class Lease:
-    """One request's hold on one adapter. Made by `AdapterCache.acquire`; any thread."""
-
-    def __init__(self, cache: "AdapterCache", request: int, name: str, residence: Residence) -> None:
-        self.name = name
-        self.digest = residence.digest
-        self._cache = cache
-        self._request = request
-        self._residence = residence
-        self._misfit: str | None = None
-        self._pages: AdapterPages | None = None
-        self._released = False
-
-    @property
-    def pages(self) -> AdapterPages:
-        """Where the adapter is on the device; valid from `place` to `release`."""
-        if self._pages is None:
-            raise RuntimeError(f"the lease on {self.name!r} was not placed")
-        return self._pages
-
-    @property
-    def ready(self) -> bool:
-        """Whether it is in host memory or on the device, so that `place` may succeed."""
-        return self._cache._is_ready(self._residence)
-
-    @property
-    def resident(self) -> bool:
-        """Whether it is on the device."""
-        return self._residence.pages is not None
-
-    @property
-    def error(self) -> OpenLoraError | None:
-        """Why it cannot be served; None while it loads and when it is ready."""
-        reason = self._misfit or self._residence.failure
-        return AdapterUnavailable(self.name, self.digest, reason) if reason else None
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Blocks until it is ready or has failed, at most `timeout` seconds; False when neither came true."""
-        return self._cache._wait(self, timeout)
-
-    def release(self) -> None:
-        """Gives the adapter up; again does nothing. Drop what a dispatched step still yields for this request."""
-        self._cache._release(self)
+LOOK = 0.1
+"""Seconds between looks, of those who wait for an adapter, at whether its read hangs."""
 
 
 class AdapterCache:
     """Adapters in host memory and on the device, by digest.
 
     Attributes:
-        on_ready: called with a digest when its load ended, well or badly, while somebody waits for it. It runs on a
-            loader thread and must not block. The engine sets it.
+        on_ready: called with a digest when its load ended, well or badly, while somebody waits for it, or ahead of
+            that. It runs on a loader thread and must not block. The engine sets it.
         counters: what has happened here.
     """
 
@@ -143,25 +51,37 @@ class AdapterCache:
         base_digest: str,
         host_bytes: int,
         threads: int,
+        load_timeout: float,
+        min_residency: float,
+        prefetch: bool,
+        asked_before: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
         counters: Counters | None = None,
     ) -> None:
-        """`capacities` are the pool's; `base_digest` is what adapters must have been converted for."""
+        """`capacities` are the pool's; `base_digest` is what adapters must have been converted for.
+
+        `load_timeout` is in seconds, from the begin of a read; `min_residency` see `Residency`.
+        With `prefetch`, idle time brings adapters closer; `asked_before` are requests by digest that seed the forecast.
+        """
         self.on_ready: Callable[[str], None] = lambda digest: None
-        self._source = source
         self._pool = pool
-        self._base_digest = base_digest
-        self._usable = {module: capacity - 1 for module, capacity in capacities.items()}
         self.counters = counters or Counters(clock)
-        self._residency = Residency(capacities, self.counters)
-        self._host = HostCache(host_bytes, self.counters)
-        self._loader = Loader(self._read, self._loaded, threads, RETRY_AFTER, clock, self.counters)
+        reader = AdapterReader(source, pool, capacities, base_digest, self.counters)
+        self._residency = Residency(capacities, self.counters, min_residency)
+        self._forecast = Forecast(asked_before, clock())
+        self._clock = clock
+        self._host = HostCache(host_bytes, self.counters, lambda digest: self._forecast.count(digest, clock()))
+        self._loader = Loader(reader.read, self._loaded, threads, load_timeout, clock, self.counters)
+        self._quarantine = Quarantine(clock)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
+        self._prefetch = (
+            Prefetch(self._forecast, self._host, self._residency, self._is_quarantined) if prefetch else None
+        )
+        self._host.left.update(dict.fromkeys(asked_before or {}, 0))
         self._requests = count()
         self._waiting: OrderedDict[Lease, None] = OrderedDict()  # not placed and not released, request by request
-        self._pins: set[str] = set()  # names
-        self._pins_lock = threading.Lock()  # taken before `_lock`, never by the engine thread: it is held while reading
+        self._pins = Pins(source.registrations)
 
     def acquire(self, *adapters: tuple[str, str]) -> list[Lease]:
         """New holds on the adapters of one request, each given by name and digest. Any thread.
@@ -179,31 +99,32 @@ class AdapterCache:
             self._begin_reads()
             return leases
 
-    def place(self, *leases: Lease) -> bool:
+    def place(self, *leases: Lease, urgent: bool = False) -> bool:
         """Brings the adapters of one request to the device, all or none. Engine thread only.
 
         Room is made by evicting adapters that no placed lease uses and nobody pinned, least recently used first and no
-        more than needed. A mix that could not fit even so gets its error here.
+        more than needed; unless it is urgent, none that others wait for and that has not been there for `min_residency`
+        seconds. A mix that could not fit even so gets its error here.
 
         Returns:
             True when all are placed: they stay where they are until released. False when one is not loaded, has failed,
             or there is no room now.
         """
         with self._lock:
-            writes = self._reserve(leases)
+            writes = self._reserve(leases, urgent)
         if writes is None:
             return False
         failed = [residence for residence, adapter in writes if not self._write(residence, adapter)]
         return not failed
 
     def fits(self, leases: Iterable[Lease], without: Iterable[Lease]) -> bool:
-        """Whether `place` would find room for one request's leases, if these others, all placed, were displaced."""
+        """Whether an urgent `place` would find room for one request's leases, if these others, all placed, gave way."""
         leases = list(leases)
         with self._lock:
-            if any(lease._released or lease.error or not self._here(lease._residence) for lease in leases):
+            if any(lease.released or lease.error or not self._here(lease.residence) for lease in leases):
                 return False
-            members = [lease._residence for lease in leases]
-            return self._residency.fits(members, [lease._residence for lease in without])
+            members = [lease.residence for lease in leases]
+            return self._residency.fits(members, [lease.residence for lease in without])
 
     def displace(self, *leases: Lease) -> None:
         """Takes the device's pages back from placed leases: they wait again, until they are placed. Engine thread only.
@@ -211,18 +132,67 @@ class AdapterCache:
         The pages stay as they are until room is needed.
         """
         with self._lock:
-            placed = [lease for lease in leases if lease._pages is not None and not lease._released]
-            self._residency.displace([lease._residence for lease in placed])
+            placed = [lease for lease in leases if lease.placed is not None and not lease.released]
+            self._residency.displace([lease.residence for lease in placed])
             for lease in placed:
-                lease._pages = None
+                lease.placed = None
                 self._waiting[lease] = None
 
+    def prefetch(self) -> bool:
+        """Brings what will probably be asked for closer. Engine thread only, when it has nothing else to do.
+
+        Returns:
+            True when pages were written, so that there may be more to do.
+        """
+        with self._lock:
+            self._read_ahead()
+            found = self._prefetch.next_write() if self._prefetch else None
+        if found is None or not self._write(*found):
+            return False
+        self.counters.prefetched("device", found[0].digest)
+        return True
+
+    def is_ready(self, lease: Lease) -> bool:
+        """See `Lease.ready`."""
+        with self._lock:
+            self._give_up_hanging_reads()
+            return self._here(lease.residence)
+
+    def wait(self, lease: Lease, timeout: float | None) -> bool:
+        """See `Lease.wait`."""
+        end = inf if timeout is None else time.monotonic() + timeout
+        with self._settled:
+            while not self._settled.wait_for(lambda: self._has_settled(lease), min(LOOK, end - time.monotonic())):
+                if time.monotonic() >= end:
+                    return False
+        return True
+
+    def release(self, lease: Lease) -> None:
+        """See `Lease.release`."""
+        with self._lock:
+            if lease.released:
+                return
+            lease.released = True
+            self._waiting.pop(lease, None)
+            residence = lease.residence
+            free = self._residency.release(residence, placed=lease.placed is not None)
+            if free and self._residency.get(lease.digest) is None:
+                self._loader.cancel(lease.digest)
+                self._host.unhold(lease.digest)
+                if residence.unloading:
+                    self._host.drop(lease.digest)
+            self._begin_reads()
+
     def load(self, name: str, digest: str) -> None:
-        """Brings an adapter into host memory and waits for it. Not for the engine thread.
+        """Brings an adapter into host memory and waits for it, also one whose last load failed just before.
+
+        Not for the engine thread.
 
         Raises:
             AdapterUnavailable: it cannot be loaded.
         """
+        with self._lock:
+            self._quarantine.forget(digest)
         [lease] = self.acquire((name, digest))
         try:
             lease.wait()
@@ -239,10 +209,11 @@ class AdapterCache:
         A request that comes before that calls it back: the same digest is the same bytes. Removing its name from the
         registry is what keeps new requests away.
         """
-        with self._pins_lock:
-            self._pins = {name for name, pinned in self._pinned().items() if pinned != digest}
+        self._pins.drop(digest)
         self._follow_pins()
         with self._lock:
+            self._quarantine.forget(digest)
+            self._forecast.forget(digest)
             self._residency.unload(digest)
             if not self._host.held(digest):
                 self._host.drop(digest)
@@ -252,8 +223,7 @@ class AdapterCache:
 
         The pin follows its name: to the new adapter when it is replaced, and away when it is removed.
         """
-        with self._pins_lock:
-            (self._pins.add if pinned else self._pins.discard)(name)
+        self._pins.set(name, pinned)
         self._follow_pins()
 
     def status(self) -> list[AdapterStatus]:
@@ -272,14 +242,14 @@ class AdapterCache:
             )
 
     def close(self) -> None:
-        """Waits for the reads that have begun and begins no others; what still waits for one fails."""
+        """Waits for the reads that have begun, unless they hang, and begins no others; what waits for one fails."""
         with self._lock:
             self._loader.stop()
         self._loader.join()
         with self._settled:
             for residence in list(self._residency.all()):
                 if not self._here(residence):
-                    self._residency.fail(residence, STOPPED)
+                    self._give_up(residence.digest)
             self._settled.notify_all()
 
     def validate(self) -> None:
@@ -299,31 +269,38 @@ class AdapterCache:
             host_bytes=host_bytes,
         )
 
-    def _is_ready(self, residence: Residence) -> bool:
-        with self._lock:
-            return self._here(residence)
-
     def _here(self, residence: Residence) -> bool:
         return residence.pages is not None or (residence.failure is None and self._host.held(residence.digest))
 
-    def _wait(self, lease: Lease, timeout: float | None) -> bool:
-        with self._settled:
-            return self._settled.wait_for(lambda: self._here(lease._residence) or lease.error is not None, timeout)
-
     def _follow_pins(self) -> None:
-        """Looks up what the pinned names stand for now; other processes change that."""
-        with self._pins_lock:
-            pinned = self._pinned()
-            self._pins = set(pinned)
-            with self._lock:
-                self._residency.pinned = frozenset(pinned.values())
+        self._pins.follow(self._pin)
 
-    def _pinned(self) -> dict[str, str]:
-        registered = self._source.registrations() if self._pins else {}
-        return {name: registered[name].digest for name in self._pins if name in registered}
+    def _pin(self, digests: frozenset[str]) -> None:
+        with self._lock:
+            self._residency.pinned = digests
+
+    def _has_settled(self, lease: Lease) -> bool:
+        self._give_up_hanging_reads()
+        return self._here(lease.residence) or lease.error is not None
+
+    def _give_up_hanging_reads(self) -> None:
+        """Whoever waits looks at the clock, so that nobody has to watch."""
+        lost = [*self._loader.overdue(), *self._loader.hopeless()]
+        for digest in lost:
+            self._give_up(digest)
+        if lost:
+            self._begin_reads()
+            self._settled.notify_all()
+
+    def _give_up(self, digest: str) -> None:
+        """Fails those who wait for a read."""
+        failure, residence = self._refusal(digest, loaded=False), self._residency.get(digest)
+        if failure and residence:
+            self._residency.fail(residence, failure)
 
     def _lease(self, request: int, name: str, digest: str) -> Lease:
         residence = self._residency.acquire(digest)
+        self._forecast.asked(digest, self._clock())
         self.counters.asked(
             digest, "device" if residence.pages is not None else "host" if self._host.size(digest) else None
         )
@@ -335,73 +312,89 @@ class AdapterCache:
 
     def _begin_reads(self) -> None:
         oldest = next(iter(self._waiting), None)
-        members = takewhile(lambda lease: oldest and lease._request == oldest._request, self._waiting)
+        members = takewhile(lambda lease: oldest and lease.request == oldest.request, self._waiting)
         self._loader.start(urgent=[lease.digest for lease in members], room=self._host.has_room)
+
+    def _read_ahead(self) -> None:
+        if self._prefetch and self._loader.idle and not self._loader.refusal():
+            digest = self._prefetch.next_read()
+            if digest is not None:
+                self._loader.request(digest)
+                self._loader.start(urgent=[digest], room=True)
+
+    def _is_quarantined(self, digest: str) -> bool:
+        return self._quarantine.refusal(digest) is not None
 
     def _fetch(self, residence: Residence, *, again: bool = False) -> None:
         """Sees to it that a residence without pages gets its adapter into host memory, and that it stays there."""
-        adapter = self._host.get(residence.digest)
-        if adapter is not None:
-            residence.counts = adapter.counts
-            self._host.hold(residence.digest)
-        elif reason := self._loader.refusal(residence.digest):
+        digest = residence.digest
+        adapter = self._host.get(digest)
+        if failure := self._refusal(digest, loaded=adapter is not None):
             self.counters.not_loaded("refused")
-            self._residency.fail(residence, reason)
+            self._residency.fail(residence, failure)
+        elif adapter is not None:
+            residence.counts = adapter.counts
+            self._host.hold(digest)
         else:
-            self._loader.request(residence.digest, again=again)
+            self._loader.request(digest, again=again)
 
-    def _read(self, digest: str) -> HostAdapter:
-        """On a loader thread, without the lock: everything that can be known to be wrong is found before the device."""
-        with self.counters.load(digest, "disk") as load:
-            facts = self._source.manifest(digest)
-            if facts.base_digest != self._base_digest:
-                raise ValueError(f"it was converted for base {facts.base_digest}, and this one is {self._base_digest}")
-            if reason := shortage(facts.pages, self._usable):
-                raise ValueError(reason)
-            load.lap("manifest")
-            facts, tensors = self._source.read(digest)
-            load.lap("read")
-            adapter = HostAdapter(facts.pages, self._pool.stage(facts.pages, tensors))
-            load.lap("stage")
-            load.nbytes = adapter.nbytes
-            return adapter
+    def _refusal(self, digest: str, *, loaded: bool) -> Failure | None:
+        """Why an adapter cannot be had, as far as that is known before it is tried."""
+        if failure := self._quarantine.refusal(digest):
+            return failure
+        if loaded:
+            return None
+        if self._loader.hangs(digest):
+            reason = f"its read has not ended within {self._loader.timeout:g} s"
+            return self._quarantine.failed(digest, Failure(AdapterUnreachable, reason))
+        return Failure(AdapterUnreachable, reason) if (reason := self._loader.refusal() or "") else None
 
     def _loaded(self, digest: str, result: HostAdapter | Exception) -> None:
-        """On a loader thread: the read of `_read` has ended."""
+        """On a loader thread: a read has ended."""
         with self._settled:
             waiting = self._residency.get(digest)
+            ahead = self._prefetch is not None and self._prefetch.reading == digest
+            self._loader.finish(digest)
             if isinstance(result, Exception):
-                reason = str(result) or type(result).__name__
-                self._loader.finish(digest, reason)
+                failure = self._quarantine.failed(digest, Failure.of(result))
                 if waiting:
-                    self._residency.fail(waiting, reason)
+                    self._residency.fail(waiting, failure)
             else:
-                self._loader.finish(digest, None)
-                self._host.put(digest, result, held=waiting is not None)
-                if waiting:
-                    waiting.counts = result.counts
+                self._quarantine.forget(digest)
+                self._take_in(digest, result, waiting, ahead)
             self._begin_reads()
+            self._read_ahead()
             self._settled.notify_all()
-        if waiting:
+        if waiting or ahead:
             self.on_ready(digest)
 
-    def _reserve(self, leases: tuple[Lease, ...]) -> list[tuple[Residence, HostAdapter]] | None:
+    def _take_in(self, digest: str, adapter: HostAdapter, waiting: Residence | None, ahead: bool) -> None:
+        if waiting:
+            self._host.put(digest, adapter, held=True)
+            waiting.counts = adapter.counts
+        elif not ahead:
+            self._host.put(digest, adapter, held=False)
+        elif adapter.nbytes <= self._host.free:
+            self._host.put(digest, adapter, held=False)
+            self.counters.prefetched("host", digest)
+
+    def _reserve(self, leases: tuple[Lease, ...], urgent: bool) -> list[tuple[Residence, HostAdapter]] | None:
         """Gives every lease a reference and its residence pages; returns what must be written into them."""
-        members = [lease._residence for lease in leases]
-        arriving = [lease for lease in leases if lease._pages is None]
-        if any(lease._released or lease.error or not self._here(lease._residence) for lease in leases):
+        members = [lease.residence for lease in leases]
+        arriving = [lease for lease in leases if lease.placed is None]
+        if any(lease.released or lease.error or not self._here(lease.residence) for lease in leases):
             return None
         if reason := self._residency.misfit(members):
             for lease in leases:
-                lease._misfit = reason
+                lease.misfit = reason
             return None
         absent = [member for member in dict.fromkeys(members) if member.pages is None]
-        evicted = self._residency.place([lease._residence for lease in arriving])
+        evicted = self._residency.place([lease.residence for lease in arriving], self._clock(), urgent=urgent)
         if evicted is None:
             return None
         writes = [(member, adapter) for member in absent if (adapter := self._host.get(member.digest))]
         for lease in arriving:
-            lease._pages = lease._residence.pages
+            lease.placed = lease.residence.pages
             self._waiting.pop(lease, None)
         for member in absent:
             self._host.unhold(member.digest)
@@ -418,23 +411,9 @@ class AdapterCache:
                 self._pool.write(residence.pages or {}, adapter.pages)
                 load.lap("write")
                 load.nbytes = adapter.nbytes
-        except (MemoryError, RuntimeError) as error:  # the device ran out of memory, as JAX reports it
+        except (MemoryError, RuntimeError) as error:  # memory ran out, or what else JAX reports
             with self._lock:
-                self._residency.fail(residence, f"its pages could not be written: {error}")
+                failure = self._quarantine.failed(residence.digest, Failure.of(error))
+                self._residency.fail(residence, failure)
             return False
         return True
-
-    def _release(self, lease: Lease) -> None:
-        with self._lock:
-            if lease._released:
-                return
-            lease._released = True
-            self._waiting.pop(lease, None)
-            residence = lease._residence
-            free = self._residency.release(residence, placed=lease._pages is not None)
-            if free and self._residency.get(lease.digest) is None:
-                self._loader.cancel(lease.digest)
-                self._host.unhold(lease.digest)
-                if residence.unloading:
-                    self._host.drop(lease.digest)
-            self._begin_reads()

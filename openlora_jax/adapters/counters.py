@@ -11,12 +11,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 Tier = Literal["device", "host", "disk"]
 Source = Literal["remote", "disk", "host"]
-Result = Literal["ok", "failed", "cancelled", "refused"]
-"""`cancelled`: nobody waited for it any more when its turn came; `refused`: not tried, as it had failed just before."""
+Result = Literal["ok", "failed", "cancelled", "refused", "timed_out"]
+"""`cancelled`: nobody waited for it any more when its turn came; `refused`: not tried, as it had failed just before;
+`timed_out`: nobody waits for it any longer, and it counts once more when it ends after all."""
 Stage = Literal["wait", "fetch", "manifest", "read", "stage", "write"]
 """From a remote store: `fetch`, a part of the `read` for which it was done. From disk: `wait` for a thread and for
 room; `manifest` read and checked; arrays `read` and verified; pages laid out for copying (`stage`). From host memory:
@@ -77,6 +78,8 @@ class Counts:
         loaded_bytes: by source.
         seconds: of loads, by stage.
         evictions: by tier and reason.
+        prefetches: into a tier, before anybody asked.
+        prefetch_hits: of those, the ones that a request found there.
         uses: by digest, the least recently used first.
     """
 
@@ -86,6 +89,8 @@ class Counts:
     loaded_bytes: Counter[Source] = field(default_factory=Counter)
     seconds: dict[Stage, Seconds] = field(default_factory=dict)
     evictions: Counter[tuple[Tier, Reason]] = field(default_factory=Counter)
+    prefetches: Counter[Tier] = field(default_factory=Counter)
+    prefetch_hits: Counter[Tier] = field(default_factory=Counter)
     uses: OrderedDict[str, Use] = field(default_factory=OrderedDict)
 
 
@@ -116,6 +121,11 @@ class Load:
         self._clock = clock
         self._last = clock()
 
+    @property
+    def seconds(self) -> float:
+        """Of the stages that have ended."""
+        return sum(seconds for _, seconds in self.laps)
+
     def lap(self, stage: Stage) -> None:
         """Ends a stage, and begins the next."""
         now = self._clock()
@@ -130,13 +140,18 @@ class Counters:
         self._clock = clock
         self._lock = threading.Lock()
         self._counts = Counts()
+        self._unasked: dict[Tier, set[str]] = {tier: set() for tier in get_args(Tier)}  # prefetched, and still there
 
     def asked(self, digest: str, found: Tier | None) -> None:
         """A request asks for an adapter, which is in no higher tier than `found`; None is on disk, or on its way."""
         tiers: tuple[Tier, ...] = ("device",) if found == "device" else ("device", "host")
         with self._lock:
             self._counts.lookups.update(tiers)
-            self._counts.hits.update([found] if found else [])
+            if found:
+                self._counts.hits[found] += 1
+                self._counts.prefetch_hits[found] += digest in self._unasked[found]
+            for unasked in self._unasked.values():
+                unasked.discard(digest)
             use = self._counts.uses.pop(digest, Use())
             hits = use.hits + (found is not None)
             self._counts.uses[digest] = replace(use, requests=use.requests + 1, hits=hits, last=self._clock())
@@ -164,8 +179,7 @@ class Counters:
                 for stage, seconds in load.laps:
                     self._counts.seconds.setdefault(stage, Seconds()).add(seconds)
                 if source == "disk" and result == "ok" and digest in self._counts.uses:
-                    spent = sum(seconds for _, seconds in load.laps)
-                    self._counts.uses[digest] = replace(self._counts.uses[digest], load_seconds=spent)
+                    self._counts.uses[digest] = replace(self._counts.uses[digest], load_seconds=load.seconds)
 
     def waited(self, seconds: float) -> None:
         """A load from disk begins, so long after it was asked for."""
@@ -173,13 +187,20 @@ class Counters:
             self._counts.seconds.setdefault("wait", Seconds()).add(seconds)
 
     def not_loaded(self, result: Result) -> None:
-        """A load from disk was `cancelled` before it began, or `refused`."""
+        """A load from disk was `cancelled` before it began, or `refused`, or `timed_out`."""
         with self._lock:
             self._counts.loads["disk", result] += 1
 
-    def evicted(self, tier: Tier, reason: Reason) -> None:
+    def prefetched(self, tier: Tier, digest: str) -> None:
+        """An adapter has come into a tier before anybody asked."""
+        with self._lock:
+            self._counts.prefetches[tier] += 1
+            self._unasked[tier].add(digest)
+
+    def evicted(self, tier: Tier, reason: Reason, digest: str) -> None:
         """An adapter has left a tier."""
         with self._lock:
+            self._unasked[tier].discard(digest)
             self._counts.evictions[tier, reason] += 1
 
     def use(self, digest: str) -> Use | None:
@@ -202,5 +223,7 @@ class Counters:
                 loaded_bytes=Counter(counts.loaded_bytes),
                 seconds={stage: Seconds(list(each.counts), each.total) for stage, each in counts.seconds.items()},
                 evictions=Counter(counts.evictions),
+                prefetches=Counter(counts.prefetches),
+                prefetch_hits=Counter(counts.prefetch_hits),
                 uses=OrderedDict(counts.uses),
             )

@@ -121,7 +121,7 @@ class DiskCache:
         """Deletes an artifact that turned out to be damaged. Raises OSError."""
         with self._lock:
             self._remove(digest)
-            self._counters.evicted("disk", "failure")
+            self._counters.evicted("disk", "failure", digest)
 
     def _find(self) -> None:
         """Learns what is here, the least recently used first."""
@@ -140,7 +140,7 @@ class DiskCache:
                 if self.nbytes + size <= self.budget:
                     break
                 self._remove(digest)
-                self._counters.evicted("disk", "room")
+                self._counters.evicted("disk", "room", digest)
             if self.nbytes + size > self.budget:
                 raise OSError("the disk cache is full of adapters that are being loaded; raise disk_cache_bytes")
             self.nbytes += size

@@ -1,13 +1,14 @@
-"""Adapters in host memory, bounded in bytes: least recently used ones leave, unless a request waits for them."""
+"""Adapters in host memory, bounded in bytes: who is worth the least leaves first, unless a request waits for it."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openlora_jax.adapters.counters import Counters, Reason
+from openlora_jax.adapters.counters import Counters
+from openlora_jax.adapters.greedy_dual import GreedyDual
 from openlora_jax.arrays import AnyArray
 
 AdapterTensors = Mapping[str, NDArray[np.generic]]
@@ -16,13 +17,24 @@ AdapterTensors = Mapping[str, NDArray[np.generic]]
 StagedPages = Mapping[str, Sequence[AnyArray]]
 """The same, each array page by page as a write takes them: `[layers, 16, width]`."""
 
+MAX_LEFT = 1024
+LOAD_SECONDS = 0.05
+"""What a load takes, where it was not measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostAdapter:
-    """An adapter ready to be written: module name -> how many pages it has, and the pages."""
+    """An adapter ready to be written.
+
+    Attributes:
+        counts: module name -> how many pages it has.
+        pages: the pages.
+        load_seconds: what it would cost to read it again.
+    """
 
     counts: Mapping[str, int]
     pages: StagedPages
+    load_seconds: float = LOAD_SECONDS
 
     @property
     def nbytes(self) -> int:
@@ -32,6 +44,8 @@ class HostAdapter:
 class HostCache:
     """Not thread-safe: the owner calls every method under its lock.
 
+    An adapter is worth its requests times its load time, for each byte.
+
     The following conditions hold: what is held is here; what is not held fits `budget` together with what is held, or
     nothing but held adapters is here.
 
@@ -39,14 +53,24 @@ class HostCache:
         budget: of all adapters here, in bytes; only adapters that requests wait for may exceed it.
         nbytes: of all adapters here.
         held_bytes: of those that requests wait for.
+        left: adapters that had to leave for room and have not come back, with their bytes; `MAX_LEFT` at most.
     """
 
-    def __init__(self, budget: int, counters: Counters | None = None) -> None:
+    def __init__(
+        self,
+        budget: int,
+        counters: Counters | None = None,
+        frequency: Callable[[str], float] = lambda digest: 1.0,
+    ) -> None:
+        """`frequency` says how often a digest is asked for, in any unit."""
         self._counters = counters or Counters()
+        self._frequency = frequency
         self.budget = budget
         self.nbytes = 0
         self.held_bytes = 0
-        self._adapters: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
+        self.left: OrderedDict[str, int] = OrderedDict()
+        self._adapters: dict[str, HostAdapter] = {}
+        self._values = GreedyDual()
         self._held: set[str] = set()
 
     @property
@@ -54,19 +78,32 @@ class HostCache:
         """Whether more could be held within the budget."""
         return self.held_bytes < self.budget
 
+    @property
+    def free(self) -> int:
+        """Bytes of the budget that no adapter takes."""
+        return max(0, self.budget - self.nbytes)
+
     def digests(self) -> Iterable[str]:
         return self._adapters.keys()
 
     def get(self, digest: str) -> HostAdapter | None:
-        """The adapter, now the most recently used."""
-        if digest in self._adapters:
-            self._adapters.move_to_end(digest)
-        return self._adapters.get(digest)
+        """The adapter, which is used by this."""
+        adapter = self._adapters.get(digest)
+        if adapter is not None:
+            self._use(digest, adapter)
+        return adapter
+
+    def counts(self, digest: str) -> Mapping[str, int]:
+        """Pages by module of an adapter that is here."""
+        return self._adapters[digest].counts
 
     def put(self, digest: str, adapter: HostAdapter, *, held: bool) -> None:
         """Takes an adapter in, and drops others for it."""
-        self._remove(digest)
+        if digest in self._adapters:
+            self._remove(digest)
         self._adapters[digest] = adapter
+        self.left.pop(digest, None)
+        self._use(digest, adapter)
         self.nbytes += adapter.nbytes
         if held:
             self.hold(digest)
@@ -94,21 +131,33 @@ class HostCache:
 
     def drop(self, digest: str) -> None:
         """Forgets an adapter that is to be unloaded, held or not; one that is not here stays so."""
-        self._evict(digest, "unload")
-
-    def _evict(self, digest: str, reason: Reason) -> None:
+        self.left.pop(digest, None)
         if digest in self._adapters:
+            self._values.remove(digest)
             self._remove(digest)
-            self._counters.evicted("host", reason)
+            self._counters.evicted("host", "unload", digest)
+
+    def _use(self, digest: str, adapter: HostAdapter) -> None:
+        self._values.use(digest, self._frequency(digest) * adapter.load_seconds / max(1, adapter.nbytes))
 
     def _remove(self, digest: str) -> None:
-        self.unhold(digest)
-        adapter = self._adapters.pop(digest, None)
-        if adapter is not None:
-            self.nbytes -= adapter.nbytes
+        nbytes = self._adapters.pop(digest).nbytes
+        self.nbytes -= nbytes
+        if digest in self._held:
+            self._held.discard(digest)
+            self.held_bytes -= nbytes
+
+    def _leave(self, digest: str, nbytes: int) -> None:
+        self.left[digest] = nbytes
+        if len(self.left) > MAX_LEFT:
+            self.left.popitem(last=False)
 
     def _trim(self) -> None:
-        for digest in [digest for digest in self._adapters if digest not in self._held]:
-            if self.nbytes <= self.budget:
+        while self.nbytes > self.budget:
+            digest = self._values.least(spared=self._held)
+            if digest is None:
                 return
-            self._evict(digest, "room")
+            self._values.evict(digest)
+            self._leave(digest, self._adapters[digest].nbytes)
+            self._remove(digest)
+            self._counters.evicted("host", "room", digest)

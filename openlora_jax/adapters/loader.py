@@ -1,27 +1,26 @@
-"""Loader threads: each digest is read once at a time, in the order of the requests, and not at once after a failure."""
+"""Loader threads: each digest is read once at a time, in the order of the requests; a read that hangs is given up."""
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from openlora_jax.adapters.counters import Counters
 
 T = TypeVar("T")
 
-STOPPED = "the loader has stopped"
-"""Why nothing is read any more."""
+GRACE = 1.0
+"""Seconds that threads have to end when nothing is read any more."""
 
 
 class Loader(Generic[T]):
     """Runs `read(digest)` and then `done(digest, result or the exception)` on its threads.
 
     `read` and `done` are called without a lock; every method is called under the owner's, `finish` from within `done`.
-
-    Attributes:
-        retry_after: seconds during which a digest that failed is not read again, so that a flood of requests for it
-            costs one read.
+    A read that takes longer than `timeout` *hangs*: no power ends its thread, so another one takes its place, until as
+    many hang as read together. The read of a digest that hangs is not repeated before it has returned.
     """
 
     def __init__(
@@ -29,22 +28,28 @@ class Loader(Generic[T]):
         read: Callable[[str], T],
         done: Callable[[str, T | Exception], None],
         threads: int,
-        retry_after: float,
+        timeout: float,
         clock: Callable[[], float] = time.monotonic,
         counters: Counters | None = None,
     ) -> None:
-        self.retry_after = retry_after
+        self.timeout = timeout
         self._read = read
         self._done = done
         self._clock = clock
         self._counters = counters or Counters(clock)
-        self._threads = threads
+        self._limit = threads
+        self._threads: list[threading.Thread] = []
+        self._jobs: SimpleQueue[str | None] = SimpleQueue()
         self._stopped = False
-        self._executor = ThreadPoolExecutor(threads, "adapter-loader")
         self._pending: OrderedDict[str, bool] = OrderedDict()  # digest -> whether it may start without room
         self._asked: dict[str, float] = {}  # digest -> when its pending read was requested
-        self._running: set[str] = set()
-        self._failures: dict[str, tuple[float, str]] = {}  # digest -> when it may be tried again, why it failed
+        self._running: dict[str, float] = {}  # digest -> when its read began
+        self._hanging: set[str] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is read or waits for it."""
+        return not self._running and not self._pending
 
     def request(self, digest: str, *, again: bool = False) -> None:
         """Queues a read unless one is queued or running.
@@ -67,39 +72,70 @@ class Loader(Generic[T]):
 
     def start(self, *, urgent: Collection[str], room: bool) -> None:
         """Begins reads on idle threads: what is `urgent` first; without room in host memory, only what needs none."""
-        while not self._stopped and len(self._running) < self._threads:
+        while self._has_thread():
             digest = self._next(urgent, room)
             if digest is None:
                 return
             del self._pending[digest]
-            self._counters.waited(self._clock() - self._asked.pop(digest))
-            self._running.add(digest)
-            self._executor.submit(self._run, digest)
+            now = self._clock()
+            self._counters.waited(now - self._asked.pop(digest))
+            if len(self._threads) == len(self._running) + len(self._hanging):
+                self._threads.append(threading.Thread(target=self._work, name="adapter-loader", daemon=True))
+                self._threads[-1].start()
+            self._running[digest] = now
+            self._jobs.put(digest)
 
-    def finish(self, digest: str, failure: str | None) -> None:
+    def finish(self, digest: str) -> None:
         """Notes the end of a read."""
-        self._running.discard(digest)
-        now = self._clock()
-        self._failures = {key: entry for key, entry in self._failures.items() if entry[0] > now}
-        if failure is not None:
-            self._failures[digest] = (now + self.retry_after, failure)
+        self._running.pop(digest, None)
+        self._hanging.discard(digest)
 
-    def refusal(self, digest: str) -> str | None:
-        """Why a digest is not to be read now: its last failure, while it is fresh."""
+    def overdue(self) -> list[str]:
+        """The digests whose reads hang from now on."""
+        now = self._clock()
+        late = [digest for digest, began in self._running.items() if now - began >= self.timeout]
+        for digest in late:
+            del self._running[digest]
+            self._hanging.add(digest)
+            self._counters.not_loaded("timed_out")
+        return late
+
+    def hopeless(self) -> list[str]:
+        """Takes back the requests that no thread is left for, and returns their digests."""
+        lost = list(self._pending) if len(self._hanging) == 2 * self._limit else []
+        for digest in lost:
+            self.cancel(digest)
+        return lost
+
+    def hangs(self, digest: str) -> bool:
+        """Whether its read has not ended in time, and not since."""
+        return digest in self._hanging
+
+    def refusal(self) -> str | None:
+        """Why nothing can be read now."""
         if self._stopped:
-            return STOPPED
-        until, failure = self._failures.get(digest, (0.0, None))
-        return failure if self._clock() < until else None
+            return "the loader has stopped"
+        if len(self._hanging) == 2 * self._limit:
+            return f"{len(self._hanging)} reads of other adapters have not ended in time"
+        return None
 
     def stop(self) -> None:
         """Forgets what has not begun and begins nothing else."""
         self._stopped = True
         self._pending.clear()
         self._asked.clear()
+        for _ in self._threads:
+            self._jobs.put(None)
 
     def join(self) -> None:
-        """Waits for what has begun. Called without the owner's lock, which `done` takes."""
-        self._executor.shutdown(wait=True)
+        """Waits for what has begun, but for no read that hangs. Called without the owner's lock, which `done` takes."""
+        end = time.monotonic() + (self.timeout if self._running else GRACE)
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _has_thread(self) -> bool:
+        busy = len(self._running)
+        return not self._stopped and busy < self._limit and busy + len(self._hanging) < 2 * self._limit
 
     def _next(self, urgent: Collection[str], room: bool) -> str | None:
         for digest in urgent:
@@ -108,10 +144,11 @@ class Loader(Generic[T]):
         first, again = next(iter(self._pending.items()), (None, False))
         return first if room or again else None
 
-    def _run(self, digest: str) -> None:
-        result: T | Exception
-        try:
-            result = self._read(digest)
-        except Exception as error:  # whatever is wrong with one adapter concerns those who wait for it, and nobody else
-            result = error
-        self._done(digest, result)
+    def _work(self) -> None:
+        while (digest := self._jobs.get()) is not None:
+            result: T | Exception
+            try:
+                result = self._read(digest)
+            except Exception as error:  # what is wrong with one adapter concerns those who wait for it, and nobody else
+                result = error
+            self._done(digest, result)

@@ -1,8 +1,9 @@
 """Which adapters hold device pages and for whom: a state machine without arrays, threads or a clock.
 
     FREE --acquire--> LOADING --place--> RESIDENT --unload--> DRAINING --last release--> FREE
-                         |                |   ^ evict             |
-                         '--fail--> FREE <-'   '------acquire------'
+      |                  |                ^ |  ^ evict            |
+      |                  '--fail--> FREE <--'  '------acquire-----'
+      '--------------prefetch-------------'
 
 A lease *waits* for an adapter until `place` makes it a *reference*. Pages with a reference stay where they are. A lease
 that waits keeps no pages, else requests that wait for room could hold the very room that they wait for.
@@ -16,6 +17,7 @@ from typing import Literal
 
 from openlora_jax.adapters.counters import Counters, PageState, Reason
 from openlora_jax.adapters.pages import AdapterPages, PageAllocator, shortage
+from openlora_jax.adapters.quarantine import Failure
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +30,7 @@ class Residence:
         waiters: leases not placed yet.
         refs: leases placed and not released.
         unloading: leaves with its last lease, unless it is acquired again before.
+        placed_at: when it got its pages.
         failure: why it left; set once, by `fail`.
     """
 
@@ -37,7 +40,8 @@ class Residence:
     waiters: int = 0
     refs: int = 0
     unloading: bool = False
-    failure: str | None = None
+    placed_at: float = 0.0
+    failure: Failure | None = None
 
     @property
     def state(self) -> Literal["loading", "resident", "draining"]:
@@ -60,10 +64,15 @@ class Residency:
         * references exist to pages alone: `refs` is 0 while LOADING.
 
     Attributes:
+        min_residency: seconds for which an adapter that others wait for keeps the pages it got, unless it is urgent:
+            else two that do not fit together would take turns request by request.
         pinned: digests that keep their pages once they have them, until they are unloaded. The owner sets it.
     """
 
-    def __init__(self, capacities: Mapping[str, int], counters: Counters | None = None) -> None:
+    def __init__(
+        self, capacities: Mapping[str, int], counters: Counters | None = None, min_residency: float = 0.0
+    ) -> None:
+        self.min_residency = min_residency
         self._counters = counters or Counters()
         self._pages = PageAllocator(capacities)
         self._residences: dict[str, Residence] = {}
@@ -94,24 +103,31 @@ class Residency:
         self._touch(residence)
         return residence
 
-    def place(self, members: Sequence[Residence]) -> list[Residence] | None:
+    def place(self, members: Sequence[Residence], now: float = 0.0, *, urgent: bool = True) -> list[Residence] | None:
         """Turns a waiter of each member into a reference, giving pages to those without: all of them or none.
 
         Makes room by evicting residences without references or pins: first those that nobody waits for, least recently
         used first; only if that suffices, and none whose pages are not needed.
+
+        Args:
+            members: of one request.
+            now: seconds on any clock.
+            urgent: whatever `min_residency` says.
 
         Returns:
             What was evicted; one that others wait for is LOADING again. None if there is no room now.
         """
         absent = [member for member in dict.fromkeys(members) if member.pages is None]
         needed = _total(absent)
-        victims = self._victims(needed, members)
+        spared = [] if urgent else [r for r in self._recency.values() if now - r.placed_at < self.min_residency]
+        victims = self._victims(needed, [*members, *(r for r in spared if r.waiters)])
         if victims is None:
             return None
         for victim in victims:
             self._evict(victim)
         for member in absent:
             member.pages = self._pages.allocate(member.counts or {})
+            member.placed_at = now
             self._recency[member.digest] = member
         for member in members:
             member.waiters -= 1
@@ -119,8 +135,24 @@ class Residency:
             self._touch(member)
         return victims
 
+    def has_free(self, counts: Mapping[str, int]) -> bool:
+        """Whether so many pages are free."""
+        return all(count <= self._pages.num_free(module) for module, count in counts.items())
+
+    def prefetch(self, digest: str, counts: Mapping[str, int]) -> Residence | None:
+        """Gives an absent adapter pages that are free, for whoever may ask for it; None if there are too few.
+
+        It is the first to leave.
+        """
+        if digest in self._residences or (pages := self._pages.allocate(counts)) is None:
+            return None
+        residence = self._residences[digest] = Residence(digest, counts, pages)
+        self._recency[digest] = residence
+        self._recency.move_to_end(digest, last=False)
+        return residence
+
     def fits(self, members: Sequence[Residence], leaving: Iterable[Residence]) -> bool:
-        """Whether `place` of these would find room once references to `leaving`, one a mention, were displaced."""
+        """Whether an urgent `place` would find room once references to `leaving`, one a mention, were displaced."""
         absent = [member for member in dict.fromkeys(members) if member.pages is None]
         return self._victims(_total(absent), members, Counter(leaving)) is not None
 
@@ -156,9 +188,9 @@ class Residency:
         self._free(residence, "unload")
         return True
 
-    def fail(self, residence: Residence, reason: str) -> None:
-        """Ends a residence whose adapter cannot be had, whoever holds it; they read the reason."""
-        residence.failure = reason
+    def fail(self, residence: Residence, failure: Failure) -> None:
+        """Ends a residence whose adapter cannot be had, whoever holds it; they read the failure."""
+        residence.failure = failure
         self._free(residence, "failure")
 
     def unload(self, digest: str) -> None:
@@ -190,12 +222,12 @@ class Residency:
                 raise RuntimeError(f"unloading without a lease: {residence}")
 
     def _victims(
-        self, needed: Mapping[str, int], members: Sequence[Residence], leaving: Mapping[Residence, int] = NOBODY
+        self, needed: Mapping[str, int], spared: Sequence[Residence], leaving: Mapping[Residence, int] = NOBODY
     ) -> list[Residence] | None:
-        """The residences to evict so that `needed` pages are free; None if no set of them would do."""
+        """The residences to evict, none that is spared, so that `needed` pages are free; None if no set would do."""
         short = {module: count - self._pages.num_free(module) for module, count in needed.items()}
         unused = (r for r in self._recency.values() if r.refs <= leaving.get(r, 0))
-        idle = [r for r in unused if r.digest not in self.pinned and r not in members]
+        idle = [r for r in unused if r.digest not in self.pinned and r not in spared]
         candidates = sorted(idle, key=lambda r: r.waiters > 0)
         victims: list[Residence] = []
         for candidate in candidates:
@@ -226,7 +258,7 @@ class Residency:
 
     def _give_back(self, residence: Residence, reason: Reason) -> None:
         if residence.pages is not None:
-            self._counters.evicted("device", reason)
+            self._counters.evicted("device", reason, residence.digest)
             self._pages.release(residence.pages)
             residence.pages = None
             del self._recency[residence.digest]

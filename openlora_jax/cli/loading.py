@@ -20,7 +20,11 @@ def load(base: str, store: str | None, **settings: Any) -> "LLM":
     from openlora_jax.llm import LLM
 
     if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "openlora-jax"))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache()))
     with shown_progress("loading") as progress:
         return LLM(base, store, progress=progress, **settings)
+
+
+def user_cache() -> Path:
+    """Where what can be made again is kept for the user's next command."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openlora-jax"

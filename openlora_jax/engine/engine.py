@@ -182,6 +182,8 @@ class Engine:
         try:
             names = [item.adapter for item in request.mix]
             live.leases = self._adapters.acquire(*zip(names, digests, strict=True))
+            if all(lease.ready for lease in live.leases):
+                live.ready = live.submitted
             live.sequences = self._sequences(live, request)
             self._arrive(live)
         except BaseException:
@@ -255,7 +257,7 @@ class Engine:
     def _iterate(self) -> bool:
         now = self._clock()
         self._measure(now)
-        self._receive(self._take_arrivals(), now)
+        self._receive(self._take_arrivals())
         self._end_hopeless(now)
         schedule = self._scheduler.schedule(now)
         for live, problem in schedule.refused:
@@ -266,7 +268,7 @@ class Engine:
             self._deliver(launch, result)
         if previous:
             self._failures = 0
-        return bool(schedule or previous)
+        return bool(schedule or previous) or self._adapters.prefetch()
 
     def _measure(self, now: float) -> None:
         """How long an iteration takes: as each waits for the step before its own, as long as one step of them."""
@@ -276,11 +278,9 @@ class Engine:
             self._deadlines.rates.iterated(now - self._iterated, chunk=bool(kinds), rows=rows)
         self._iterated = now
 
-    def _receive(self, arrivals: Iterable[LiveRequest], now: float) -> None:
-        """Notes who need not wait for a load; ends those whose deadlines cannot be kept."""
+    def _receive(self, arrivals: Iterable[LiveRequest]) -> None:
+        """Ends those whose deadlines cannot be kept."""
         for live in arrivals:
-            if all(lease.ready for lease in live.leases):
-                live.ready = now
             if live.request.scheduling.limits_time:
                 ahead, rows = self._scheduler.ahead(live), len(self._scheduler.running)
                 if error := self._deadlines.refusal(live, rows, ahead):
@@ -354,9 +354,9 @@ class Engine:
 
     def _end(self, live: LiveRequest, *last: Event, error: OpenLoraError | None = None) -> None:
         """The one end of every request: all that it holds is given back, then its reader is told."""
-        for lease in live.leases:
-            lease.release()
         try:
+            for lease in live.leases:
+                lease.release()
             self._scheduler.remove(live)
         finally:
             self._live.discard(live)

@@ -45,6 +45,9 @@ class Policy(Protocol):
     def order(self, waiting: Iterable[Party], now: float) -> Iterator[Party]:
         """Those whose adapters are loaded, who starts first. What `starts` meanwhile counts for the rest."""
 
+    def urgent(self, live: LiveRequest) -> bool:
+        """Whether a request, of those that `order` saw last, need not spare what others wait for."""
+
     def starts(self, live: LiveRequest) -> Rank:
         """Its place among the running; the smaller goes first, the largest gives way first."""
 
@@ -68,6 +71,9 @@ class Fcfs:
 
     def order(self, waiting: Iterable[Party], now: float) -> Iterator[Party]:
         return iter([party for party in waiting if party[0].request.ready is not None])
+
+    def urgent(self, live: LiveRequest) -> bool:
+        return False
 
     def starts(self, live: LiveRequest) -> Rank:
         return (0, 0.0, live.order)
@@ -102,6 +108,7 @@ class Fair:
         self._tenants = VirtualTokens[str]()
         self._adapters: dict[str, VirtualTokens[tuple[str, ...]]] = {}
         self._overdue: set[LiveRequest] = set()
+        self._lowest = 0
 
     def arrives(self, live: LiveRequest) -> None:
         params = live.request.scheduling
@@ -117,6 +124,7 @@ class Fair:
         for live in self._running:
             self._charge(live)
         ready = [party for party in waiting if party[0].request.ready is not None]
+        self._lowest = min((self.level(party[0].request) for party in ready), default=0)
         self._overdue = self._longest_waits(ready, now)
         heap = [(self._place(party, now), party) for party in ready]
         heapify(heap)
@@ -127,6 +135,9 @@ class Fair:
                 heapreplace(heap, (current, party))
             else:
                 yield heappop(heap)[1]
+
+    def urgent(self, live: LiveRequest) -> bool:
+        return live in self._overdue or self.level(live) > self._lowest
 
     def starts(self, live: LiveRequest) -> Rank:
         self._running.add(live)

@@ -7,7 +7,9 @@ step of every sequence whose known tokens are all dispatched, those of this very
   blocks and items nobody passes the first in that order; only who waits for an adapter is passed by others.
 * Room for adapters on the device: others pass a request whose adapters find none, until it has waited `PATIENCE`
   seconds. From then on nobody after it that names an adapter starts, so what runs now ends, its pages fall idle, and
-  the request gets them. (A mix that cannot fit even then gets its error from the adapter cache.)
+  the request gets them. While it lacks only pages of adapters that others wait for and that have not had their
+  `min_residency` there, those others may still start, but no absent adapter comes.
+  (A mix that cannot fit even then gets its error from the adapter cache.)
 * Who lacks any of these takes it from requests of a lower class, if that is enough to start: first the pages of those
   that wait themselves, then all that the last of the running hold. Who gave way is recomputed from its tokens.
 * A sequence gets the blocks of its known tokens when it starts, and one more whenever it grows into it. When none is
@@ -130,10 +132,10 @@ class Scheduler:
         self, now: float, refused: list[tuple[LiveRequest, InvalidRequest]]
     ) -> tuple[tuple[int, Sequence], ...]:
         started: list[tuple[int, Sequence]] = []
-        barred = False
+        barred = reserved = False
         for party in self._policy.order(self.waiting, now):
             live = party[0].request
-            if barred and live.leases and live.pages is None:
+            if live.leases and live.pages is None and (barred or (reserved and not live.resident)):
                 continue
             if any(sequence.in_flight for sequence in party):
                 break
@@ -141,7 +143,8 @@ class Scheduler:
                 if not self.room.fits(party, len(self.running)):
                     break
                 live.blocked = now if live.blocked is None else live.blocked
-                barred = barred or now - live.blocked >= PATIENCE
+                if now - live.blocked >= PATIENCE:
+                    reserved, barred = True, barred or not self._adapters.fits(live.leases, ())
                 continue
             if problem := self.room.misfit(live):
                 refused.append((live, problem))
@@ -161,14 +164,14 @@ class Scheduler:
             pages = live.pages is not None or self._adapters.fits(live.leases, leases)
             return pages and self.room.fits(party, running, _rows(others))
 
-        if self.room.fits(party, running) and self._place(live):
+        if self.room.fits(party, running) and self._place(live, urgent=self._policy.urgent(live)):
             return True
-        return self._displace(live, now, enough) and self._place(live)
+        return self._displace(live, now, enough) and self._place(live, urgent=True)
 
-    def _place(self, live: LiveRequest) -> bool:
+    def _place(self, live: LiveRequest, *, urgent: bool) -> bool:
         """Whether the request's adapters have their pages on the device, now if not before."""
         if live.pages is None:
-            if not self._adapters.place(*live.leases):
+            if not self._adapters.place(*live.leases, urgent=urgent):
                 return False
             live.hold_pages()
         return True

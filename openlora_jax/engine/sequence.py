@@ -51,14 +51,23 @@ class Adapters(Protocol):
     def acquire(self, *adapters: tuple[str, str]) -> list[Any]:
         """A lease on each adapter of one request, given by name and digest; starts their loads. Any thread."""
 
-    def place(self, *leases: Any) -> bool:
+    def place(self, *leases: Any, urgent: bool = False) -> bool:
         """Brings the pages of one request's adapters to the device, all or none; False if there is no room now.
+
+        Unless it is urgent, what others wait for keeps its place for some time.
 
         Engine thread only. Takes what `acquire` returned; a protocol cannot say so without a type parameter.
         """
 
     def fits(self, leases: Iterable[Any], without: Iterable[Any]) -> bool:
-        """Whether `place` would find room for one request's leases, if these others were displaced."""
+        """Whether an urgent `place` would find room for one request's leases, if these others were displaced."""
+
+    def prefetch(self) -> bool:
+        """Brings what will probably be asked for closer to the device. Engine thread only, when it has no work.
+
+        Returns:
+            Whether there may be more of this to do at once.
+        """
 
     def displace(self, *leases: Any) -> None:
         """Takes the device's pages back from placed leases, which wait from now on. Engine thread only."""

@@ -35,12 +35,12 @@ KERNELS = """
 
 All of them compile. Where a step has a kernel in several shapes, the figures are the most that any of them takes.
 
-*Error* and *sectors* come from executing the PTX that XLA made in an emulator, at sizes that it can bear, so they are the
-same for both models. *Error* is the largest difference to float64 relative to the largest value. *Sectors* is the traffic
-in units of 32 bytes over the fewest bytes that could be read and written: of adapters of ranks 16 to 256 and 4096 columns
-in decode, 1024 in prefill; of attention over 4096 positions in decode, up to 2048 in prefill. A prefill was one tile,
-which is split over programs that each read its input, and takes it from the L2 cache but once from memory. The emulator
-knows no `tcgen05`, hence no B200.
+*Error* and *sectors* come from executing the PTX that XLA made in an emulator, at sizes that it can bear, so they are
+the same for both models. *Error* is the largest difference to float64 relative to the largest value. *Sectors* is the
+traffic in units of 32 bytes over the fewest bytes that could be read and written: of adapters of ranks 16 to 256 and
+4096 columns in decode, 1024 in prefill; of attention over 4096 positions in decode, up to 2048 in prefill. A prefill
+was one tile, split over programs that each read its input, and takes it from the L2 cache but once from memory.
+The emulator knows no `tcgen05`, hence no B200.
 
 """
 STEP_COLUMNS = (

@@ -3,7 +3,7 @@ from typing import Any
 import grpc
 import pytest
 
-from openlora_jax.adapters.cache import AdapterStatus
+from openlora_jax.adapters.lease import AdapterStatus
 from serving import catalog
 from serving.proto import openlora_pb2 as pb
 from tests.serving.fakes import FakeCache, FakeLLM, FakeStatus, digest_of

@@ -90,20 +90,25 @@ async def test_what_adapters_do_by_tier(scraped: tuple[Any, str], llm: FakeLLM) 
         load.nbytes = 640
     counters.waited(0.003)
     counters.not_loaded("refused")
-    counters.evicted("device", "room")
+    counters.evicted("device", "room", "b")
+    for digest in "cd":
+        counters.prefetched("host", digest)
+    counters.asked("c", "host")
     llm.adapters.known[digest_of("sql")] = FakeStatus(digest_of("sql"), "resident")
     found = await asyncio.to_thread(scrape, url)
     assert (
         found["openlora_adapter_lookups_total{tier=device}"],
         found["openlora_adapter_hits_total{tier=device}"],
     ) == (
-        4,
+        5,
         2,
     )
     assert (found["openlora_adapter_lookups_total{tier=host}"], found["openlora_adapter_hits_total{tier=host}"]) == (
+        3,
         2,
-        1,
     )
+    assert found["openlora_adapter_prefetches_total{tier=host}"] == 2
+    assert found["openlora_adapter_prefetch_hits_total{tier=host}"] == 1
     assert found["openlora_adapter_loads_total{result=ok,source=disk}"] == 1
     assert found["openlora_adapter_loads_total{result=refused,source=disk}"] == 1
     assert found["openlora_adapter_loaded_bytes_total{source=disk}"] == 640

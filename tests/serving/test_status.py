@@ -23,6 +23,9 @@ CASES: list[tuple[errors.OpenLoraError, grpc.StatusCode]] = [
     (errors.UnknownAdapter("näme\n"), grpc.StatusCode.NOT_FOUND),
     (errors.AdapterExists("sql", "ab"), grpc.StatusCode.ALREADY_EXISTS),
     (errors.AdapterUnavailable("sql", "ab", "too large"), grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.AdapterDamaged("sql", "ab", "t is truncated", 2.5), grpc.StatusCode.DATA_LOSS),
+    (errors.AdapterUnreachable("sql", "ab", "the disk is gone", 1 / 3), grpc.StatusCode.UNAVAILABLE),
+    (errors.AdapterOutOfMemory("sql", "ab", "of 9 bytes", 60.0), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.UnsupportedFeature("x", "DoRA", "merge it"), grpc.StatusCode.FAILED_PRECONDITION),
     (errors.InvalidConfig("store", "is gone"), grpc.StatusCode.FAILED_PRECONDITION),
     (errors.BadCheckpoint("registry.jsonl", "line 3"), grpc.StatusCode.DATA_LOSS),
@@ -164,5 +167,8 @@ async def test_a_name_cannot_forge_a_log_line(stub: Any, caplog: pytest.LogCaptu
 
 
 def test_a_server_that_is_not_there_is_an_error_of_ours() -> None:
-    with Client("127.0.0.1:1", timeout=5) as client, pytest.raises(status.CallFailed, match="UNAVAILABLE"):
+    with (
+        Client("127.0.0.1:1", timeout=5) as client,
+        pytest.raises(status.CallFailed, match=r"UNAVAILABLE.*is `openlora serve` running"),
+    ):
         client.server_info()

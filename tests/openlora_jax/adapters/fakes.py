@@ -11,12 +11,14 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from openlora_jax.adapters.cache import AdapterCache, Lease
+from openlora_jax.adapters.cache import AdapterCache
 from openlora_jax.adapters.host_cache import AdapterTensors, StagedPages
+from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.adapters.registry import Registration
 
 TIMEOUT = 30.0
+LOAD_TIMEOUT = 10.0
 BASE = "base"
 SIZE = 64
 CAPACITIES = {"q_proj": 4, "v_proj": 3}
@@ -85,7 +87,9 @@ class World:
     now: float = 0.0
     told: SimpleQueue[str] = field(default_factory=SimpleQueue)
 
-    def open(self, host_bytes: int = 1 << 20, threads: int = 2) -> None:
+    def open(
+        self, host_bytes: int = 1 << 20, threads: int = 2, min_residency: float = 0.0, prefetch: bool = False
+    ) -> None:
         self.cache = AdapterCache(
             self.source,
             self.pool,
@@ -93,6 +97,9 @@ class World:
             base_digest=BASE,
             host_bytes=host_bytes,
             threads=threads,
+            load_timeout=LOAD_TIMEOUT,
+            min_residency=min_residency,
+            prefetch=prefetch,
             clock=lambda: self.now,
         )
         self.cache.on_ready = self.told.put

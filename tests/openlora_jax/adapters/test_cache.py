@@ -2,6 +2,8 @@
 
 import pytest
 
+from openlora_jax.adapters.quarantine import FIRST_WAIT
+from openlora_jax.errors import AdapterOutOfMemory
 from tests.openlora_jax.adapters.fakes import TIMEOUT, World
 
 
@@ -109,7 +111,10 @@ def test_a_failed_write_fails_its_request_and_gives_the_pages_back(world: World)
     world.pool.error = RuntimeError("RESOURCE_EXHAUSTED")
     assert not world.cache.place(*mix)
     assert "RESOURCE_EXHAUSTED" in str(mix[0].error)
+    assert isinstance(mix[0].error, AdapterOutOfMemory)
     mix[0].release()
     world.pool.error = None
     world.cache.validate()
+    assert "RESOURCE_EXHAUSTED" in str(world.asked("wide").error)
+    world.now += FIRST_WAIT
     assert world.cache.place(world.ready("wide"))

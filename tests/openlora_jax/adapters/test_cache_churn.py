@@ -8,7 +8,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from openlora_jax.adapters.cache import Lease
+from openlora_jax.adapters.lease import Lease
 from tests.openlora_jax.adapters.fakes import CAPACITIES, SIZE, SMALL, TIMEOUT, World
 
 CHURN = 60
@@ -55,7 +55,7 @@ def test_churn_from_many_threads_never_mixes_adapters_up(world: World) -> None:
     running: deque[Lease] = deque()
     for _ in range(len(threads) * CHURN):
         lease = submitted.get(timeout=TIMEOUT)
-        if lease._released:
+        if lease.released:
             continue
         if len(running) == CAPACITIES["q_proj"] - 1:
             running.popleft().release()

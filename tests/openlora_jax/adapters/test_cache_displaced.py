@@ -1,5 +1,7 @@
 """Placed adapters that give their room to others, and get it back."""
 
+from itertools import pairwise
+
 import pytest
 
 from tests.openlora_jax.adapters.fakes import World
@@ -40,6 +42,23 @@ def test_others_that_use_it_keep_it_where_it_is(world: World) -> None:
     assert not world.cache.place(wide)
     assert world.owner(other) == {1.0}
     assert world.cache.fits([wide], [other])
+
+
+def test_adapters_that_do_not_fit_together_take_turns_but_not_at_every_request(world: World) -> None:
+    """Requests for one and the other wait at all times; each takes a tenth of a second."""
+    world.open(min_residency=1.0)
+    waiting = {digest: [world.ready(digest), world.ready(digest)] for digest in ("a", "wide")}
+    served = ["a"]
+    for _ in range(60):
+        order = ("wide", "a") if served[-1] == "a" else ("a", "wide")
+        digest = next(each for each in order if world.cache.place(waiting[each][0]))
+        waiting[digest].append(world.ready(digest))
+        waiting[digest].pop(0).release()
+        served.append(digest)
+        world.now += 0.1
+    turns = sum(digest != before for before, digest in pairwise(served))
+    assert turns == 6
+    assert 20 < served.count("a") < 40
 
 
 def test_a_displaced_lease_that_is_released_leaves_nothing(world: World) -> None:

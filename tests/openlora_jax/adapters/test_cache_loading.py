@@ -2,9 +2,9 @@
 
 import pytest
 
-from openlora_jax.adapters.cache import RETRY_AFTER
-from openlora_jax.errors import AdapterUnavailable
-from tests.openlora_jax.adapters.fakes import SIZE, TIMEOUT, Facts, World
+from openlora_jax.adapters.quarantine import FIRST_WAIT
+from openlora_jax.errors import AdapterUnavailable, AdapterUnreachable
+from tests.openlora_jax.adapters.fakes import LOAD_TIMEOUT, SIZE, TIMEOUT, Facts, World
 
 
 def test_an_adapter_larger_than_the_pool_fails_before_it_is_read(world: World) -> None:
@@ -13,6 +13,7 @@ def test_an_adapter_larger_than_the_pool_fails_before_it_is_read(world: World) -
     assert str(lease.error) == (
         "adapter 'HUGE' (huge) cannot be served: it needs 4 pages of q_proj and the pool can give 3;"
         " raise pool_pages, or leave it out and start again, which plans for what is registered"
+        "; it is tried again in 1 s"
     )
     assert world.source.reads == []
 
@@ -30,8 +31,8 @@ def test_a_failed_load_fails_those_who_wait_for_it_and_nobody_else(world: World)
     go.set()
     assert first.wait(TIMEOUT)
     assert [str(lease.error) for lease in (first, second)] == [
-        "adapter 'A' (a) cannot be served: the disk is on fire",
-        "adapter 'alias' (a) cannot be served: the disk is on fire",
+        "adapter 'A' (a) cannot be served: the disk is on fire; it is tried again in 1 s",
+        "adapter 'alias' (a) cannot be served: the disk is on fire; it is tried again in 1 s",
     ]
     assert not first.ready
     assert not world.cache.place(first)
@@ -49,9 +50,83 @@ def test_a_failed_load_is_tried_again_but_not_at_once(world: World) -> None:
         assert isinstance(lease.error, AdapterUnavailable)
         lease.release()
     assert world.source.reads == ["a"]
+    world.now += FIRST_WAIT
+    world.ready("a").release()
+    world.now += FIRST_WAIT
+    assert "tried again in 1 s" in str(world.asked("a").error)
+    world.now += FIRST_WAIT
     del world.source.broken["a"]
-    world.now += RETRY_AFTER
     assert world.cache.place(world.ready("a"))
+    assert world.source.reads == ["a"] * 3
+
+
+@pytest.mark.parametrize("way", ["load", "unload"])
+def test_an_operator_has_it_tried_at_once(world: World, way: str) -> None:
+    world.source.broken["a"] = OSError("flaky")
+    world.ready("a").release()
+    del world.source.broken["a"]
+    if way == "load":
+        world.cache.load("A", "a")
+    else:
+        world.cache.unload("a")
+    assert world.cache.place(world.ready("a"))
+
+
+def test_a_read_that_hangs_fails_who_waits_and_holds_nobody_else_up(world: World) -> None:
+    world.open(threads=1)
+    go = world.source.stall("a")
+    lease, other = world.asked("a"), world.asked("b")
+    assert world.source.begun.get(timeout=TIMEOUT) == "a"
+    world.now += LOAD_TIMEOUT
+    assert lease.wait(TIMEOUT)
+    assert isinstance(lease.error, AdapterUnreachable)
+    assert str(lease.error).endswith("its read has not ended within 10 s; it is tried again in 1 s")
+    assert not lease.ready
+    assert other.wait(TIMEOUT)
+    assert other.ready
+    lease.release()
+    world.now += FIRST_WAIT
+    again = world.asked("a")
+    assert "has not ended" in str(again.error)
+    again.release()
+    go.set()
+    while world.asked("a").error:
+        world.now += FIRST_WAIT
+    assert world.source.reads == ["a", "b"]
+    assert world.cache.counters.snapshot().loads["disk", "timed_out"] == 1
+
+
+def test_when_all_threads_hang_who_waits_is_told_in_time(world: World) -> None:
+    world.open(threads=1)
+    queued = None
+    for digest in "ab":
+        world.source.stall(digest)
+        lease = world.asked(digest)
+        assert world.source.begun.get(timeout=TIMEOUT) == digest
+        queued = world.asked("c") if digest == "b" else None
+        world.now += LOAD_TIMEOUT
+        assert not lease.ready
+        assert isinstance(lease.error, AdapterUnreachable)
+    assert queued
+    assert "2 reads of other adapters have not ended in time" in str(queued.error)
+    assert "2 reads" in str(world.asked("d").error)
+    for digest in "ab":
+        world.source.stalled[digest].set()
+    while (lease := world.asked("c")).error:
+        lease.release()
+    assert lease.wait(TIMEOUT)
+
+
+def test_a_flood_of_digests_that_do_not_exist_leaves_little_behind(world: World) -> None:
+    for number in range(1100):
+        lease = world.asked(f"nothing-{number}")
+        lease.wait(TIMEOUT)
+        assert lease.error
+        lease.release()
+    assert world.states() == {}
+    assert len(world.cache._quarantine._failures) <= 1024
+    assert not world.cache._waiting
+    assert world.cache._loader.idle
 
 
 def test_a_request_that_left_before_its_load_began_costs_no_read(world: World) -> None:

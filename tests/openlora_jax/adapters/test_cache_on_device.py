@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openlora_jax.adapters.cache import AdapterCache, Lease
+from openlora_jax.adapters.cache import AdapterCache
+from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.pages import pool_capacities
 from openlora_jax.adapters.pool import AdapterPool
@@ -39,7 +40,17 @@ def pool() -> AdapterPool:
 
 @pytest.fixture
 def cache(store: AdapterStore, pool: AdapterPool) -> Iterator[AdapterCache]:
-    cache = AdapterCache(store, pool, CAPACITIES, base_digest=BASE, host_bytes=1 << 16, threads=2)
+    cache = AdapterCache(
+        store,
+        pool,
+        CAPACITIES,
+        base_digest=BASE,
+        host_bytes=1 << 16,
+        threads=2,
+        load_timeout=30.0,
+        min_residency=0.0,
+        prefetch=False,
+    )
     yield cache
     cache.validate()
     cache.close()

@@ -5,9 +5,11 @@ from queue import SimpleQueue
 
 import pytest
 
-from openlora_jax.adapters.loader import STOPPED, Loader
+from openlora_jax.adapters import loader
+from openlora_jax.adapters.loader import Loader
 
 TIMEOUT = 30.0
+LOAD_TIMEOUT = 10.0
 
 
 class Reader:
@@ -18,7 +20,7 @@ class Reader:
         self.ended: SimpleQueue[tuple[str, str | Exception]] = SimpleQueue()
         self.go: dict[str, threading.Event] = {}
         self.now = 0.0
-        self.loader: Loader[str] = Loader(self.read, self.done, threads, 1.0, lambda: self.now)
+        self.loader: Loader[str] = Loader(self.read, self.done, threads, LOAD_TIMEOUT, lambda: self.now)
 
     def read(self, digest: str) -> str:
         self.begun.put(digest)
@@ -35,6 +37,12 @@ class Reader:
         return self.go.setdefault(digest, threading.Event())
 
 
+def end(reader: Reader) -> None:
+    reader.loader.stop()
+    reader.loader.join()
+    assert not any(thread.is_alive() for thread in reader.loader._threads)
+
+
 @pytest.fixture
 def reader() -> Reader:
     return Reader(threads=1)
@@ -49,9 +57,9 @@ def test_a_digest_is_read_once_at_a_time(reader: Reader) -> None:
     reader.loader.request("a")
     go.set()
     assert reader.ended.get(timeout=TIMEOUT) == ("a", "A")
-    reader.loader.finish("a", None)
+    reader.loader.finish("a")
     reader.loader.start(urgent=(), room=True)
-    reader.loader.join()
+    end(reader)
     assert reader.begun.empty()
 
 
@@ -63,7 +71,7 @@ def test_reads_begin_in_order_after_what_is_urgent_and_what_was_here_before(read
     for _ in range(4):
         reader.loader.start(urgent=["elsewhere", "c"], room=True)
         order.append(reader.ended.get(timeout=TIMEOUT)[0])
-        reader.loader.finish(order[-1], None)
+        reader.loader.finish(order[-1])
     assert order == ["c", "d", "a", "b"]
 
 
@@ -74,9 +82,9 @@ def test_without_room_only_what_is_urgent_or_read_for_the_second_time_begins(rea
     for digest in ("b", "c"):
         reader.loader.start(urgent=["b"], room=False)
         assert reader.ended.get(timeout=TIMEOUT)[0] == digest
-        reader.loader.finish(digest, None)
+        reader.loader.finish(digest)
     reader.loader.start(urgent=["b"], room=False)
-    reader.loader.join()
+    end(reader)
     assert [reader.begun.get(timeout=TIMEOUT) for _ in range(2)] == ["b", "c"]
     assert reader.begun.empty()
 
@@ -89,23 +97,82 @@ def test_a_cancelled_request_is_never_read(reader: Reader) -> None:
     reader.loader.cancel("b")
     go.set()
     reader.ended.get(timeout=TIMEOUT)
-    reader.loader.finish("a", None)
+    reader.loader.finish("a")
     reader.loader.start(urgent=(), room=True)
-    reader.loader.join()
+    end(reader)
     assert reader.begun.get(timeout=TIMEOUT) == "a"
     assert reader.begun.empty()
 
 
-def test_a_failure_is_remembered_for_a_while_and_only_for_its_digest(reader: Reader) -> None:
-    reader.loader.request("bad")
+def test_a_failed_read_ends_with_its_exception_and_the_thread_goes_on(reader: Reader) -> None:
+    for digest in ("bad", "a"):
+        reader.loader.request(digest)
+        reader.loader.start(urgent=(), room=True)
+        ended, result = reader.ended.get(timeout=TIMEOUT)
+        reader.loader.finish(ended)
+    assert (ended, result) == ("a", "A")
+    assert len(reader.loader._threads) == 1
+    end(reader)
+
+
+def hang(reader: Reader, digest: str) -> threading.Event:
+    """A read that begins and does not end in time."""
+    go = reader.stall(digest)
+    reader.loader.request(digest)
     reader.loader.start(urgent=(), room=True)
-    _, error = reader.ended.get(timeout=TIMEOUT)
-    assert isinstance(error, OSError)
-    reader.loader.finish("bad", str(error))
-    assert reader.loader.refusal("bad") == "bad is gone"
-    assert reader.loader.refusal("a") is None
-    reader.now += 1.0
-    assert reader.loader.refusal("bad") is None
+    assert reader.begun.get(timeout=TIMEOUT) == digest
+    assert reader.loader.overdue() == []
+    reader.now += LOAD_TIMEOUT
+    assert reader.loader.overdue() == [digest]
+    assert reader.loader.overdue() == []
+    return go
+
+
+def test_a_read_that_hangs_gives_way_to_another_thread(reader: Reader) -> None:
+    go = hang(reader, "a")
+    assert reader.loader.hangs("a")
+    reader.loader.request("b")
+    reader.loader.start(urgent=(), room=True)
+    assert reader.ended.get(timeout=TIMEOUT) == ("b", "B")
+    reader.loader.finish("b")
+    go.set()
+    assert reader.ended.get(timeout=TIMEOUT) == ("a", "A")
+    reader.loader.finish("a")
+    assert not reader.loader.hangs("a")
+    assert len(reader.loader._threads) == 2
+    end(reader)
+
+
+def test_when_too_many_reads_hang_nothing_is_read_until_one_returns(reader: Reader) -> None:
+    go = [hang(reader, "a")]
+    assert reader.loader.refusal() is None
+    go.append(hang(reader, "b"))
+    assert reader.loader.refusal() == "2 reads of other adapters have not ended in time"
+    reader.loader.request("c")
+    reader.loader.start(urgent=["c"], room=True)
+    assert reader.begun.empty()
+    assert reader.loader.hopeless() == ["c"]
+    assert reader.loader.idle
+    go[1].set()
+    reader.loader.finish(reader.ended.get(timeout=TIMEOUT)[0])
+    assert reader.loader.refusal() is None
+    reader.loader.request("c")
+    assert reader.loader.hopeless() == []
+    reader.loader.start(urgent=(), room=True)
+    reader.loader.finish(reader.ended.get(timeout=TIMEOUT)[0])
+    assert len(reader.loader._threads) == 2
+    go[0].set()
+    end(reader)
+
+
+def test_the_end_waits_for_no_read_that_hangs(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "GRACE", 0.05)
+    go = hang(reader, "a")
+    reader.loader.stop()
+    reader.loader.join()
+    assert [thread.is_alive() for thread in reader.loader._threads] == [True]
+    go.set()
+    end(reader)
 
 
 def test_a_stopped_loader_reads_nothing_more(reader: Reader) -> None:
@@ -113,6 +180,7 @@ def test_a_stopped_loader_reads_nothing_more(reader: Reader) -> None:
     reader.loader.stop()
     reader.loader.request("b")
     reader.loader.start(urgent=(), room=True)
-    reader.loader.join()
+    end(reader)
     assert reader.begun.empty()
-    assert reader.loader.refusal("a") == STOPPED
+    assert reader.loader.refusal() == "the loader has stopped"
+    assert not reader.loader._threads

@@ -307,7 +307,17 @@ def test_requests_for_one_adapter_fetch_it_once(
     monkeypatch.setattr(store._remote, "fetch", fetch)
     pool = AdapterPool.create(MODEL, {"q_proj": 4, "v_proj": 4}, jnp.dtype("float32"))
     capacities = {"q_proj": 4, "v_proj": 4}
-    cache = AdapterCache(store, pool, capacities, base_digest=BASE, host_bytes=1 << 20, threads=2)
+    cache = AdapterCache(
+        store,
+        pool,
+        capacities,
+        base_digest=BASE,
+        host_bytes=1 << 20,
+        threads=2,
+        load_timeout=30.0,
+        min_residency=0.0,
+        prefetch=False,
+    )
     try:
         leases = [cache.acquire(("a", there.resolve("a")))[0] for _ in range(5)]
         foreign = install_synthetic(there, MODEL, "1" * 64, {"foreign": 1})["foreign"]

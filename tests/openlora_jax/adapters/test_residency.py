@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from openlora_jax.adapters.quarantine import Failure
 from openlora_jax.adapters.residency import Residence, Residency
+from openlora_jax.errors import AdapterUnavailable
 
 CAPACITIES = {"q_proj": 6, "v_proj": 4}
 WAY_OUT = "raise pool_pages, or leave it out and start again, which plans for what is registered"
+BROKEN = Failure(AdapterUnavailable, "broken")
 COUNTS: Mapping[str, Mapping[str, int]] = {
     "a": {"q_proj": 1, "v_proj": 1},
     "b": {"q_proj": 2},
@@ -152,6 +152,25 @@ def test_one_that_others_wait_for_leaves_last_and_is_loading_again() -> None:
     assert residency.get("awaited") is awaited
 
 
+def test_what_others_wait_for_has_its_time_unless_it_is_urgent() -> None:
+    residency = Residency({"q_proj": 6}, min_residency=2.0)
+    awaited, newcomer = wanting(residency, "b"), wanting(residency, "e")
+    assert residency.place([awaited], 10.0, urgent=False) == []
+    residency.release(awaited, placed=True)
+    residency.acquire("b")
+    assert residency.place([newcomer], 11.9, urgent=False) is None
+    assert residency.fits([newcomer], [])
+    assert residency.place([awaited], 11.9, urgent=False) == []
+    residency.release(awaited, placed=True)
+    residency.acquire("b")
+    assert residency.place([newcomer], 12.0, urgent=False) == [awaited]
+    residency.release(newcomer, placed=True)
+    assert residency.place([awaited], 12.1, urgent=False) == [newcomer], "nobody waits for it"
+    residency.displace([awaited])
+    residency.acquire("e")
+    assert residency.place([wanting(residency, "e")], 12.2) == [awaited], "urgent"
+
+
 def test_a_pinned_adapter_stays() -> None:
     residency = Residency(CAPACITIES)
     residency.pinned = frozenset("b")
@@ -196,87 +215,3 @@ def test_validate_sees_what_is_broken(breakage: str) -> None:
         residency.release(b, placed=True)
     with pytest.raises(RuntimeError):
         residency.validate()
-
-
-class ResidencyMachine(RuleBasedStateMachine):
-    """Random requests, unloads, pins and failures. The model is the list of leases: (residence, is it placed)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.residency = Residency(CAPACITIES)
-        self.leases: list[tuple[Residence, bool]] = []
-
-    @rule(digest=st.sampled_from(sorted(COUNTS)))
-    def acquire(self, digest: str) -> None:
-        self.leases.append((wanting(self.residency, digest), False))
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        residence, placed = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
-        self.residency.release(residence, placed=placed)
-
-    @rule(data=st.data())
-    def place(self, data: st.DataObject) -> None:
-        waiting = [
-            index for index, (residence, placed) in enumerate(self.leases) if not placed and not residence.failure
-        ]
-        if not waiting:
-            return
-        chosen = data.draw(st.lists(st.sampled_from(waiting), min_size=1, max_size=3, unique=True))
-        members = [self.leases[index][0] for index in chosen]
-        before = {r.digest: (r, r.pages, r.refs, r.waiters) for r in self.residency.all()}
-        evicted = self.residency.place(members)
-        if evicted is None:
-            assert before == {r.digest: (r, r.pages, r.refs, r.waiters) for r in self.residency.all()}
-            return
-        for victim in evicted:
-            _, pages, refs, waiters = before[victim.digest]
-            assert pages
-            assert refs == 0
-            assert victim not in members
-            assert victim.digest not in self.residency.pinned
-            assert (self.residency.get(victim.digest) is victim) == (waiters > 0)
-        for residence, pages, _, _ in before.values():
-            if residence not in evicted and pages:
-                assert residence.pages == pages
-        for member in members:
-            assert {m: len(p) for m, p in (member.pages or {}).items()} == COUNTS[member.digest]
-        for index in chosen:
-            self.leases[index] = (self.leases[index][0], True)
-
-    @rule(digest=st.sampled_from(sorted(COUNTS)))
-    def unload(self, digest: str) -> None:
-        self.residency.unload(digest)
-
-    @rule(digests=st.frozensets(st.sampled_from(sorted(COUNTS))))
-    def pin(self, digests: frozenset[str]) -> None:
-        self.residency.pinned = digests
-
-    @rule(digest=st.sampled_from(sorted(COUNTS)))
-    def fail(self, digest: str) -> None:
-        residence = self.residency.get(digest)
-        if residence and residence.state == "loading":
-            self.residency.fail(residence, "broken")
-
-    @invariant()
-    def conditions_hold(self) -> None:
-        self.residency.validate()
-        for residence in self.residency.all():
-            mine = [placed for leased, placed in self.leases if leased is residence]
-            assert residence.refs == sum(mine)
-            assert residence.waiters == len(mine) - sum(mine)
-        for residence, _ in self.leases:
-            assert residence.failure or self.residency.get(residence.digest) is residence
-
-    def teardown(self) -> None:
-        for residence, placed in self.leases:
-            self.residency.release(residence, placed=placed)
-        for digest in COUNTS:
-            self.residency.unload(digest)
-        assert not list(self.residency.all())
-        self.residency.validate()
-
-
-TestResidencyMachine = ResidencyMachine.TestCase
-TestResidencyMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

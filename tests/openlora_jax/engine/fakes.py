@@ -131,11 +131,16 @@ class FakeAdapters:
     Attributes:
         loaded: digests in host memory.
         content: page -> the digest written into it last.
+        writes: of adapters into the pool.
     """
 
     num_pages: int = 1000
     automatic: bool = True
     rank_pages: Callable[[int], int] = lambda number: 1 + number % 3
+    min_residency: float = 0.0
+    clock: Callable[[], float] = lambda: 0.0
+    placed_at: dict[str, float] = field(default_factory=dict)
+    writes: int = 0
     loaded: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     resident: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -160,10 +165,10 @@ class FakeAdapters:
         self.failed[digest] = "the file is broken"
         self.on_ready(digest)
 
-    def place(self, *leases: FakeLease) -> bool:
+    def place(self, *leases: FakeLease, urgent: bool = False) -> bool:
         if any(lease.error or not lease.ready for lease in leases):
             return False
-        missing, kept, free = self._room(leases, ())
+        missing, kept, free = self._room(leases, (), spared=set() if urgent else self._fresh())
         if sum(missing.values()) > len(free):
             return False
         if missing:
@@ -171,6 +176,8 @@ class FakeAdapters:
         for digest, count in missing.items():
             self.resident[digest] = tuple(free[:count])
             self.content.update(dict.fromkeys(free[:count], digest))
+            self.placed_at[digest] = self.clock()
+            self.writes += 1
             del free[:count]
         for lease in leases:
             lease.placed = True
@@ -178,21 +185,29 @@ class FakeAdapters:
 
     def fits(self, leases: Iterable[FakeLease], without: Iterable[FakeLease]) -> bool:
         leases = list(leases)
-        missing, _, free = self._room(leases, without)
+        missing, _, free = self._room(leases, without, spared=set())
         return all(lease.ready and not lease.error for lease in leases) and sum(missing.values()) <= len(free)
+
+    def prefetch(self) -> bool:
+        return False
 
     def displace(self, *leases: FakeLease) -> None:
         assert all(lease.placed and not lease.released for lease in leases)
         for lease in leases:
             lease.placed = False
 
+    def _fresh(self) -> set[str]:
+        """What others wait for and has not had its time."""
+        awaited = {lease.digest for lease in self.leases if not lease.placed and lease.resident}
+        return {digest for digest in awaited if self.clock() - self.placed_at[digest] < self.min_residency}
+
     def _room(
-        self, leases: Iterable[FakeLease], without: Iterable[FakeLease]
+        self, leases: Iterable[FakeLease], without: Iterable[FakeLease], spared: set[str]
     ) -> tuple[dict[str, int], dict[str, tuple[int, ...]], list[int]]:
         """Pages that the missing need, where those in use lie, and the pages that are then free."""
         wanted = {lease.digest: self.rank_pages(int(lease.digest[1:])) for lease in leases}
         leaving = list(without)
-        used = {lease.digest for lease in self.leases if lease.placed and lease not in leaving} | set(wanted)
+        used = {lease.digest for lease in self.leases if lease.placed and lease not in leaving} | set(wanted) | spared
         missing = {digest: count for digest, count in wanted.items() if digest not in self.resident}
         kept = {digest: pages for digest, pages in self.resident.items() if digest in used}
         taken = {page for pages in kept.values() for page in pages}

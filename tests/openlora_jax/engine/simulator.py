@@ -81,6 +81,7 @@ class Simulation:
         adapters = FakeAdapters(num_pages=self.pages, automatic=False, rank_pages=self.rank_pages)
         self.bench = Bench(self.config, adapters)
         self.bench.clock.now = 0.0
+        adapters.min_residency, adapters.clock = self.config.min_residency, self.bench.clock
         self._loads: dict[str, float] = {}
 
     def run(self, arrivals: Iterable[Arrival]) -> list[Journey]:

@@ -105,6 +105,17 @@ def test_timings_add_up() -> None:
     assert timings.room == 0.0
 
 
+def test_who_needs_no_load_waits_for_the_step_that_runs_in_the_queue() -> None:
+    bench = Bench(small_config())
+    streams = [bench.submit(generate([5], mix, max_tokens=1)) for mix in ({"a1": 1.0}, {})]
+    bench.clock.now += 3
+    bench.settle()
+    for stream in streams:
+        last = collect(stream).last
+        assert isinstance(last, Finished)
+        assert (last.timings.load, last.timings.queue) == (0.0, 3.0)
+
+
 def test_the_wait_for_room_is_a_part_of_the_queue() -> None:
     bench = Bench(small_config(), FakeAdapters(num_pages=3, rank_pages=lambda number: 2))
     first = bench.submit(generate([5], {"a1": 1.0}, max_tokens=100))

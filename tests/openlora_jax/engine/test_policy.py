@@ -134,6 +134,20 @@ def test_the_absent_wait_no_longer_for_the_resident() -> None:
     assert journey.wait < 5.0
 
 
+def test_adapters_that_do_not_fit_together_take_turns_no_more_often_than_they_may() -> None:
+    """Two tenants, each with an adapter that takes the whole pool, and many requests of both."""
+    arrivals = [Arrival(0.0, adapter=1 + n % 2, tenant=str(n % 2), tokens=2) for n in range(40)]
+    writes, waits = [], []
+    for min_residency in (0.0, 1.0):
+        config = small_config(max_rows=1, min_residency=min_residency)
+        simulation = Simulation(config, pages=1, load=0.0)
+        waits.append(max(journey.wait for journey in simulation.run(arrivals)))
+        writes.append(simulation.bench.adapters.writes)
+    assert writes[0] > 30
+    assert writes[1] < 10
+    assert waits[1] == pytest.approx(waits[0], rel=0.1), "nobody rests for it"
+
+
 def test_resident_adapters_go_first_among_equals() -> None:
     simulation = Simulation(small_config(max_rows=1), pages=4, load=0.0)
     first = Arrival(0.0, adapter=1, tokens=4)

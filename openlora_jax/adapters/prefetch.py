@@ -1,0 +1,52 @@
+"""What to bring closer to the device while nobody needs the loaders or the engine: what was asked for most, into room
+that is free. Nothing leaves for it, and on the device it is the first to leave.
+"""
+
+from collections.abc import Callable
+
+from openlora_jax.adapters.forecast import Forecast
+from openlora_jax.adapters.host_cache import HostAdapter, HostCache
+from openlora_jax.adapters.residency import Residence, Residency
+
+
+class Prefetch:
+    """Not thread-safe: the owner calls every method under its lock.
+
+    Attributes:
+        reading: the digest that is read ahead now.
+    """
+
+    def __init__(
+        self, forecast: Forecast, host: HostCache, residency: Residency, refused: Callable[[str], bool]
+    ) -> None:
+        """`refused` says whether a digest is not to be tried now."""
+        self.reading: str | None = None
+        self._forecast = forecast
+        self._host = host
+        self._residency = residency
+        self._refused = refused
+
+    def next_read(self) -> str | None:
+        """What to read into host memory; the same digest is not named again before it was there and had to leave."""
+        room = self._host.free
+        digest = self._forecast.most(digest for digest, nbytes in self._host.left.items() if 0 < room >= nbytes)
+        if digest is not None:
+            del self._host.left[digest]
+        self.reading = digest
+        return digest
+
+    def next_write(self) -> tuple[Residence, HostAdapter] | None:
+        """What to write into free pages of the device, which it holds from now on."""
+        digest = self._forecast.most(filter(self._could_be_placed, self._host.digests()))
+        adapter = None if digest is None else self._host.get(digest)
+        if digest is None or adapter is None:
+            return None
+        residence = self._residency.prefetch(digest, adapter.counts)
+        return (residence, adapter) if residence else None
+
+    def _could_be_placed(self, digest: str) -> bool:
+        return (
+            self._residency.get(digest) is None
+            and self._residency.has_free(self._host.counts(digest))
+            and not self._refused(digest)
+        )

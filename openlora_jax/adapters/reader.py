@@ -1,0 +1,75 @@
+"""An adapter from disk to host memory, on a loader thread: all that can be known to be wrong with it is found here."""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from openlora_jax.adapters.counters import Counters
+from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, StagedPages
+from openlora_jax.adapters.pages import AdapterPages, shortage
+from openlora_jax.adapters.registry import Registration
+
+
+@runtime_checkable
+class AdapterFacts(Protocol):
+    """What must be known of an adapter before its arrays are read; `Manifest` is one."""
+
+    @property
+    def base_digest(self) -> str: ...
+    @property
+    def pages(self) -> Mapping[str, int]: ...
+
+
+@runtime_checkable
+class AdapterSource(Protocol):
+    """Where adapters come from; `AdapterStore` is one.
+
+    `manifest` and `read` are called on loader threads, and what they raise fails the load.
+    """
+
+    def registrations(self) -> Mapping[str, Registration]: ...
+    def manifest(self, digest: str) -> AdapterFacts: ...
+    def read(self, digest: str) -> tuple[AdapterFacts, AdapterTensors]: ...
+
+
+@runtime_checkable
+class PagePool(Protocol):
+    """Where pages are written to; `AdapterPool` is one."""
+
+    def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> StagedPages: ...
+    def write(self, pages: AdapterPages, staged: StagedPages) -> None: ...
+
+
+class AdapterReader:
+    """Reads one adapter at a time on each of its caller's threads."""
+
+    def __init__(
+        self, source: AdapterSource, pool: PagePool, capacities: Mapping[str, int], base_digest: str, counters: Counters
+    ) -> None:
+        """`capacities` are the pool's; `base_digest` is what adapters must have been converted for."""
+        self._source = source
+        self._pool = pool
+        self._usable = {module: capacity - 1 for module, capacity in capacities.items()}
+        self._base_digest = base_digest
+        self._counters = counters
+
+    def read(self, digest: str) -> HostAdapter:
+        """The adapter, ready to be written.
+
+        Raises:
+            ValueError: it is for another base model, or larger than the pool.
+            Exception: whatever the source raises.
+        """
+        with self._counters.load(digest, "disk") as load:
+            facts = self._source.manifest(digest)
+            if facts.base_digest != self._base_digest:
+                raise ValueError(f"it was converted for base {facts.base_digest}, and this one is {self._base_digest}")
+            if reason := shortage(facts.pages, self._usable):
+                raise ValueError(reason)
+            load.lap("manifest")
+            facts, tensors = self._source.read(digest)
+            load.lap("read")
+            pages = self._pool.stage(facts.pages, tensors)
+            load.lap("stage")
+            adapter = HostAdapter(facts.pages, pages, load.seconds)
+            load.nbytes = adapter.nbytes
+            return adapter

@@ -1,0 +1,108 @@
+"""What idle time is used for: what was asked for most comes closer, into room that is free."""
+
+from typing import Any
+
+from openlora_jax.adapters.cache import AdapterCache
+from openlora_jax.adapters.quarantine import FIRST_WAIT
+from tests.openlora_jax.adapters.fakes import BASE, CAPACITIES, LOAD_TIMEOUT, SIZE, TIMEOUT, World
+
+
+def reopened(world: World, **asked_before: float) -> None:
+    """A cache after a start, whose last one saw these requests; host memory for three adapters of one page."""
+    settings: dict[str, Any] = {"host_bytes": 3 * SIZE, "threads": 2, "load_timeout": LOAD_TIMEOUT}
+    world.cache.close()
+    world.cache = AdapterCache(
+        world.source,
+        world.pool,
+        CAPACITIES,
+        base_digest=BASE,
+        min_residency=0.0,
+        prefetch=True,
+        asked_before=asked_before,
+        clock=lambda: world.now,
+        **settings,
+    )
+    world.cache.on_ready = world.told.put
+
+
+def test_idle_time_brings_what_was_asked_for_most_to_the_device(world: World) -> None:
+    reopened(world, a=1.0, b=5.0, c=3.0, d=2.0)
+    assert not world.cache.prefetch(), "nothing is in host memory yet"
+    assert [world.told.get(timeout=TIMEOUT) for _ in range(3)] == ["b", "c", "d"]
+    assert world.source.reads == ["b", "c", "d"], "there is no room for more"
+    for _ in range(3):
+        assert world.cache.prefetch()
+    assert not world.cache.prefetch()
+    assert world.states() == {"b": "resident", "c": "resident", "d": "resident"}
+    lease = world.asked("c")
+    assert lease.resident
+    assert world.cache.place(lease)
+    assert world.owner(lease) == {3.0}
+    counts = world.cache.counters.snapshot()
+    assert (counts.prefetches, counts.prefetch_hits) == ({"host": 3, "device": 3}, {"device": 1})
+
+
+def test_what_was_prefetched_is_the_first_to_leave(world: World) -> None:
+    world.open(prefetch=True)
+    for digest in "ab":
+        world.placed(digest).release()
+    world.cache.load("C", "c")
+    assert world.cache.prefetch()
+    world.placed("d").release()
+    assert world.states() == {"a": "resident", "b": "resident", "c": "host", "d": "resident"}
+    assert not world.cache.prefetch(), "no page is free"
+
+
+def test_one_that_had_to_leave_host_memory_comes_back_when_there_is_room(world: World) -> None:
+    world.open(host_bytes=2 * SIZE, threads=1, prefetch=True)
+    for _ in range(3):
+        world.ready("a").release()
+    held = [world.ready(digest) for digest in "bc"]
+    assert world.states() == {"b": "loading", "c": "loading"}
+    assert not world.cache.prefetch()
+    held[1].release()
+    world.cache.unload("c")
+    assert not world.cache.prefetch()
+    assert [world.told.get(timeout=TIMEOUT) for _ in range(4)] == ["a", "b", "c", "a"]
+    assert world.states() == {"a": "host", "b": "loading"}
+
+
+def test_a_request_for_what_is_read_ahead_waits_for_that_read(world: World) -> None:
+    reopened(world, a=1.0)
+    go = world.source.stall("a")
+    world.cache.prefetch()
+    lease = world.asked("a")
+    go.set()
+    assert lease.wait(TIMEOUT)
+    assert world.cache.place(lease)
+    assert world.source.reads == ["a"]
+    assert not world.cache.counters.snapshot().prefetches
+
+
+def test_what_cannot_be_read_or_written_is_not_tried_again_and_again(world: World) -> None:
+    world.source.broken["a"] = OSError("gone")
+    reopened(world, a=2.0, b=1.0)
+    world.cache.prefetch()
+    assert [world.told.get(timeout=TIMEOUT) for _ in range(2)] == ["a", "b"]
+    world.pool.error = RuntimeError("RESOURCE_EXHAUSTED")
+    assert not world.cache.prefetch()
+    world.pool.error = None
+    assert not world.cache.prefetch()
+    world.now += FIRST_WAIT
+    assert world.cache.prefetch()
+    assert world.source.reads == ["a", "b"]
+
+
+def test_what_was_unloaded_stays_away(world: World) -> None:
+    world.open(prefetch=True)
+    world.placed("a").release()
+    world.cache.unload("a")
+    assert not world.cache.prefetch()
+    assert world.states() == {}
+    assert world.source.reads == ["a"]
+
+
+def test_without_the_setting_nothing_comes_by_itself(world: World) -> None:
+    world.cache.load("A", "a")
+    assert not world.cache.prefetch()
+    assert world.states() == {"a": "host"}
