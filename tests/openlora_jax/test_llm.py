@@ -70,11 +70,15 @@ def test_a_seed_reproduces_in_any_company(tiny_llm: LLM) -> None:
     assert first.outputs[0].token_ids != first.outputs[1].token_ids
 
 
+def test_a_remote_store_needs_a_local_one(tiny_base: Path, tiny_store: Path) -> None:
+    with pytest.raises(InvalidConfig, match="local store"):
+        LLM(tiny_base, remote=str(tiny_store), **SETTINGS)
+
+
+@pytest.mark.slow
 def test_adapters_of_another_store_are_fetched(
     tiny_base: Path, tiny_store: Path, tiny_llm: LLM, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidConfig, match="local store"):
-        LLM(tiny_base, remote=str(tiny_store), **SETTINGS)
     near = AdapterStore.create(tmp_path / "near")
     with LLM(tiny_base, near.path, remote=f"file://{tiny_store}", **SETTINGS) as llm:
         [answer] = llm.generate("a", GREEDY, "one")
