@@ -76,7 +76,8 @@ class DiskCache:
         found = self._artifacts.read(digest)
         os.utime(self._artifacts.folder(digest))  # for the order of the next start
         with self._lock:
-            self._sizes.move_to_end(digest)
+            if digest in self._sizes:
+                self._sizes.move_to_end(digest)
         return found
 
     @contextmanager
@@ -93,7 +94,7 @@ class DiskCache:
                     del self._used[digest]
 
     def add(self, digest: str, manifest: Manifest, write: Callable[[Path], None]) -> None:
-        """Takes in an artifact that is not here, and drops others for it.
+        """Takes in an artifact that is not here, and drops others for it. Where two do so at once, one counts.
 
         Raises:
             ValueError: it is larger than the budget.
@@ -110,9 +111,11 @@ class DiskCache:
             if free < size:
                 raise OSError(f"it takes {size:,} bytes of disk, and {free:,} are free")
             self._artifacts.add(digest, write)
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self.nbytes -= size
+                if isinstance(error, OSError) and digest in self._sizes:
+                    return
             raise
         with self._lock:
             self._sizes[digest] = size
@@ -120,8 +123,9 @@ class DiskCache:
     def drop(self, digest: str) -> None:
         """Deletes an artifact that turned out to be damaged. Raises OSError."""
         with self._lock:
-            self._remove(digest)
-            self._counters.evicted("disk", "failure", digest)
+            if digest in self._sizes:
+                self._remove(digest)
+                self._counters.evicted("disk", "failure", digest)
 
     def _find(self) -> None:
         """Learns what is here, the least recently used first."""

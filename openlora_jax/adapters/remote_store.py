@@ -25,8 +25,8 @@ class RemoteStore:
     """A local store, and a remote one behind it. Any thread.
 
     What is registered or stored here is used as it is here; everything else is fetched by `read`, which counts as a
-    load from the source `remote`, and then read from this disk. Two threads are not to read the same adapter at once:
-    whoever loads sees to that.
+    load from the source `remote`, and then read from this disk. Whoever loads sees to it that an adapter is read once
+    at a time; where one is read again, as the first time took too long, both fetch it and one counts.
     """
 
     def __init__(self, local: AdapterStore, url: str, budget: int, counters: Counters) -> None:

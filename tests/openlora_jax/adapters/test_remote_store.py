@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,32 @@ def test_without_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "fsspec.core", None)
     with pytest.raises(InvalidConfig, match=r"openlora-jax\[remote\]"):
         Remote("/srv/store")
+
+
+def test_a_fetch_that_hangs_does_not_keep_the_next_one_from_it(
+    open_store: Callable[..., RemoteStore], there: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    digest = there.resolve("a")
+    hanging, go = threading.Event(), threading.Event()
+
+    def fetch(*arguments: Any) -> None:
+        original(*arguments)
+        if not hanging.is_set():
+            hanging.set()
+            assert go.wait(30)
+
+    original = store._remote.fetch
+    monkeypatch.setattr(store._remote, "fetch", fetch)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(store.read, digest)
+        assert hanging.wait(30)
+        try:
+            assert artifact_digest(*store.read(digest)) == digest
+        finally:
+            go.set()
+        assert artifact_digest(*first.result(30)) == digest
+    assert store._fetched.nbytes == there.manifest(digest).nbytes + 8192 * 5
 
 
 def test_requests_for_one_adapter_fetch_it_once(
