@@ -48,6 +48,9 @@ class EngineConfig(BaseModel):
             class or an overdue request needs it: adapters that do not fit together take turns no more often.
         prefetch: while there is nothing else to do, what was asked for most is brought into memory and pages that are
             free, at a start too if `openlora serve` kept what the last one saw.
+        remote: URL of a store, for adapters that are not in the local one: a path, or `s3://` and others that fsspec
+            has a file system for. What is asked for is fetched into the local store's directory.
+        disk_cache_bytes: what was fetched takes on the disk, at most, such as `50GB`.
         max_queue: requests waiting, at most; further ones are refused.
         policy: who goes first: `fair`, by class, tenant and adapter, or `fcfs`, by arrival. See `engine/policy.py`.
         max_wait: seconds that no request waits while runs end within half of it, whatever its class; for `fair`.
@@ -79,6 +82,8 @@ class EngineConfig(BaseModel):
     load_timeout: PositiveSeconds = 30.0
     min_residency: Seconds = 0.5
     prefetch: bool = True
+    remote: str | None = None
+    disk_cache_bytes: Annotated[ByteSize, Field(ge=1)] = ByteSize(16 * 1024**3)
     max_queue: Positive = 1024
     policy: Literal["fair", "fcfs"] = "fair"
     max_wait: PositiveSeconds = 120.0

@@ -11,9 +11,11 @@ from typing import Any, TypeVar, cast
 import jax.numpy as jnp
 
 from openlora_jax.adapters.cache import AdapterCache
+from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.remote_store import RemoteStore
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.config import BackendName, EngineConfig
 from openlora_jax.engine.admission import Admission
@@ -91,8 +93,9 @@ class LLM:
         self.base_digest = manifest.digest
         config = config or EngineConfig.of({"backend": backend, **settings})
         self.tokenizer = Tokenizer.load(base)
+        counters = Counters()
         adapters = None if store is None else AdapterStore(store)
-        self.store = adapters or NoStore()
+        self.store = _with_remote(adapters, config, counters)
         ops = resolve_ops(config.backend)
         self.backend = ops.backend
         self._observed_path = observed_path(Path(store), self.base_digest) if store and remember else None
@@ -114,6 +117,7 @@ class LLM:
             min_residency=self.config.min_residency,
             prefetch=self.config.prefetch,
             asked_before=asked_before(adapters, self._observed),
+            counters=counters,
         )
         self.engine = Engine(
             self.runner,
@@ -136,6 +140,8 @@ class LLM:
         """Ends what is running and stops all threads."""
         self.engine.stop(0.0)
         self.adapters.close()
+        if isinstance(self.store, RemoteStore):
+            self.store.close()
         if self._observed_path is not None:
             try:
                 self._seen().after(self._observed).write(self._observed_path)
@@ -282,11 +288,25 @@ class NoStore:
     def registrations(self) -> Mapping[str, Registration]:
         return {}
 
+    def is_remote(self, digest: str) -> bool:
+        return False
+
     def manifest(self, digest: str) -> Manifest:
         raise KeyError(digest)
 
     def read(self, digest: str) -> tuple[Manifest, dict[str, Any]]:
         raise KeyError(digest)
+
+
+def _with_remote(
+    store: AdapterStore | None, config: EngineConfig, counters: Counters
+) -> "AdapterStore | RemoteStore | NoStore":
+    """What the engine asks for adapters."""
+    if config.remote is None:
+        return store or NoStore()
+    if store is None:
+        raise InvalidConfig("remote", "needs a local store too, into which adapters are fetched; an empty one will do")
+    return RemoteStore(store, config.remote, config.disk_cache_bytes, counters)
 
 
 def resolve_ops(backend: BackendName) -> Ops:

@@ -166,7 +166,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
         "cuda": Implementation(
             "pallas_triton",
             lora_triton.lora,
-            "one launch for all modules that share an input, in place; pages read where they lie",
+            "one launch for all modules that share an input; pages read where they lie",
             _needs_tensor_cores,
         ),
         "tpu": _ITEMS,

@@ -81,6 +81,10 @@ def _adapter(llm: LLM, name: str, digest: str, in_memory: Mapping[str, AdapterSt
         adapter.lookups, adapter.hits, adapter.idle_seconds = use.requests, use.hits, llm.adapters.counters.since(use)
         if use.load_seconds is not None:
             adapter.load_seconds = use.load_seconds
+    if llm.store.is_remote(digest):
+        if adapter.state == pb.ADAPTER_STATE_DISK:
+            adapter.state = pb.ADAPTER_STATE_REMOTE
+        return adapter
     try:
         manifest = llm.store.manifest(digest)
     except BadCheckpoint:

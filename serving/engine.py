@@ -42,6 +42,9 @@ class Store(Protocol):
 
     def registrations(self) -> Mapping[str, Registration]: ...
 
+    def is_remote(self, digest: str) -> bool:
+        """Whether its next read fetches it, so that not even its manifest is at hand."""
+
     def manifest(self, digest: str) -> Manifest: ...
 
 

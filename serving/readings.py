@@ -13,7 +13,7 @@ from prometheus_client.core import (
 )
 
 from openlora_jax import __version__
-from openlora_jax.adapters.counters import BOUNDS, Counts, PageState, Seconds
+from openlora_jax.adapters.counters import BOUNDS, Counts, PageState, Seconds, Source, Tier
 from serving.engine import LLM
 
 
@@ -60,6 +60,7 @@ def _adapters(counts: Counts) -> Iterator[Metric]:
     for tier in ("device", "host"):
         prefetches.add_metric([tier], counts.prefetches[tier])
         found.add_metric([tier], counts.prefetch_hits[tier])
+    for tier in get_args(Tier):
         lookups.add_metric([tier], counts.lookups[tier])
         hits.add_metric([tier], counts.hits[tier])
     loads = CounterMetricFamily(
@@ -68,7 +69,7 @@ def _adapters(counts: Counts) -> Iterator[Metric]:
     for (source, result), count in counts.loads.items():
         loads.add_metric([source, result], count)
     loaded = CounterMetricFamily("openlora_adapter_loaded_bytes", "Bytes of loads.", labels=["source"])
-    for source in ("disk", "host"):
+    for source in get_args(Source):
         loaded.add_metric([source], counts.loaded_bytes[source])
     seconds = HistogramMetricFamily("openlora_adapter_load_seconds", "Time of loads by stage.", labels=["stage"])
     for stage, each in counts.seconds.items():

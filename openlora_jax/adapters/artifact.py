@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -128,6 +128,33 @@ def read_artifact(folder: Path) -> Artifact:
         memory = allocate([chunk.identity.size for chunk in chunks.values()])
         tensors = {name: chunk.read(part) for (name, chunk), part in zip(chunks.items(), memory, strict=True)}
     return Artifact(manifest, text, tensors, {MANIFEST: identity, **files})
+
+
+class ArrayFile(NamedTuple):
+    """The file of one array.
+
+    Attributes:
+        name: its path below the artifact's folder.
+        size: in bytes.
+        zarray: what `.zarray` beside it must say, for zarr to read it.
+    """
+
+    name: str
+    size: int
+    zarray: str
+
+
+def array_files(manifest: Manifest) -> list[ArrayFile]:
+    """The files of all arrays."""
+    itemsize = DTYPES[manifest.dtype].itemsize
+    return [
+        ArrayFile(
+            str(tensor_folder(Path(), name) / CHUNK),
+            int(np.prod(shape)) * itemsize,
+            json.dumps({**_zarray(shape, manifest.dtype), "dimension_separator": ".", "fill_value": None}),
+        )
+        for name, shape in manifest.tensor_shapes.items()
+    ]
 
 
 def check_arrays(folder: Path, manifest: Manifest) -> None:

@@ -56,6 +56,7 @@ class AdapterCache:
         prefetch: bool,
         asked_before: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        counters: Counters | None = None,
     ) -> None:
         """`capacities` are the pool's; `base_digest` is what adapters must have been converted for.
 
@@ -64,7 +65,7 @@ class AdapterCache:
         """
         self.on_ready: Callable[[str], None] = lambda digest: None
         self._pool = pool
-        self.counters = Counters(clock)
+        self.counters = counters or Counters(clock)
         reader = AdapterReader(source, pool, capacities, base_digest, self.counters)
         self._residency = Residency(capacities, self.counters, min_residency)
         self._forecast = Forecast(asked_before, clock())
@@ -352,7 +353,7 @@ class AdapterCache:
         """On a loader thread: a read has ended."""
         with self._settled:
             waiting = self._residency.get(digest)
-            ahead = self._prefetch is not None and self._prefetch.reading == digest
+            ahead = self._prefetch is not None and self._prefetch.has_ended(digest)
             self._loader.finish(digest)
             if isinstance(result, Exception):
                 failure = self._quarantine.failed(digest, Failure.of(result))

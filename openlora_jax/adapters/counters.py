@@ -1,6 +1,7 @@
 """What the tiers of adapters have done since the start, and hold: plain numbers, for whoever wants to show them.
 
-A load takes an adapter from its *source* one tier up: from `disk` to host memory, from `host` memory to the device.
+A load takes an adapter from its *source* one tier up: from a `remote` store to the disk, from `disk` to host memory,
+from `host` memory to the device.
 """
 
 import threading
@@ -10,17 +11,19 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
-Tier = Literal["device", "host"]
-Source = Literal["disk", "host"]
+Tier = Literal["device", "host", "disk"]
+Source = Literal["remote", "disk", "host"]
 Result = Literal["ok", "failed", "cancelled", "refused", "timed_out"]
 """`cancelled`: nobody waited for it any more when its turn came; `refused`: not tried, as it had failed just before;
 `timed_out`: nobody waits for it any longer, and it counts once more when it ends after all."""
-Stage = Literal["wait", "manifest", "read", "stage", "write"]
-"""From disk: `wait` for a thread and for room; `manifest` read and checked; arrays `read`, their digest included; pages
-laid out for copying (`stage`). From host memory: the host's part in the `write` into the pool."""
-Reason = Literal["room", "unload", "failure"]
+Stage = Literal["wait", "fetch", "manifest", "read", "stage", "write"]
+"""From a remote store: `fetch`, a part of the `read` for which it was done. From disk: `wait` for a thread and for
+room; `manifest` read and checked; arrays `read` and verified; pages laid out for copying (`stage`). From host memory:
+the host's part in the `write` into the pool."""
+Reason = Literal["room", "unload", "failure", "unused"]
+"""`unused`: it left for room too, but it was a prefetch that nobody had asked for since."""
 PageState = Literal["free", "used", "pinned", "idle"]
 
 BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -69,7 +72,8 @@ class Counts:
     """Everything that is counted.
 
     Attributes:
-        lookups: by tier. A request asks the device first, then, for what is not there, host memory.
+        lookups: by tier. A request asks the device first, then, for what is not there, host memory. Whoever reads asks
+            the disk, if adapters may be elsewhere.
         hits: those that found it.
         loads: by source and result.
         loaded_bytes: by source.
@@ -137,7 +141,7 @@ class Counters:
         self._clock = clock
         self._lock = threading.Lock()
         self._counts = Counts()
-        self._unasked: dict[Tier, set[str]] = {"device": set(), "host": set()}  # prefetched, and still there
+        self._unasked: dict[Tier, set[str]] = {tier: set() for tier in get_args(Tier)}  # prefetched, and still there
 
     def asked(self, digest: str, found: Tier | None) -> None:
         """A request asks for an adapter, which is in no higher tier than `found`; None is on disk, or on its way."""
@@ -154,6 +158,12 @@ class Counters:
             self._counts.uses[digest] = replace(use, requests=use.requests + 1, hits=hits, last=self._clock())
             if len(self._counts.uses) > MAX_USES:
                 self._counts.uses.popitem(last=False)
+
+    def asked_disk(self, found: bool) -> None:
+        """An adapter that may be elsewhere is to be read."""
+        with self._lock:
+            self._counts.lookups.update(["disk"])
+            self._counts.hits.update(["disk"] if found else [])
 
     @contextmanager
     def load(self, digest: str, source: Source) -> Iterator[Load]:
@@ -191,6 +201,8 @@ class Counters:
     def evicted(self, tier: Tier, reason: Reason, digest: str) -> None:
         """An adapter has left a tier."""
         with self._lock:
+            if reason == "room" and digest in self._unasked[tier]:
+                reason = "unused"
             self._unasked[tier].discard(digest)
             self._counts.evictions[tier, reason] += 1
 

@@ -98,7 +98,8 @@ class Registry:
         try:
             status = os.stat(self._path)
         except FileNotFoundError:
-            self._forget()
+            if self._version is not None:
+                self._forget()
             return
         version = (status.st_ino, status.st_size, status.st_mtime_ns)
         if version == self._version:

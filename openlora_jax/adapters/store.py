@@ -69,6 +69,10 @@ class AdapterStore:
         """Whether the artifact is in the store. Raises BadCheckpoint if it is no digest."""
         return self._artifacts.holds(digest)
 
+    def is_remote(self, digest: str) -> bool:
+        """Whether its next read fetches it from elsewhere: there is no elsewhere."""
+        return False
+
     def manifest(self, digest: str) -> Manifest:
         """What the artifact holds. Raises BadCheckpoint."""
         return self._artifacts.manifest(digest)

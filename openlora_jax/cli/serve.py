@@ -16,6 +16,10 @@ def serve(
     config: Annotated[str, typer.Option(help="A shipped configuration's name, such as cpu, or a YAML file.")],
     base: Annotated[str | None, typer.Option(help="Converted base model.", show_default="from the config")] = None,
     store: Annotated[str | None, typer.Option(help="Adapter store.", show_default="from the config")] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(help="URL of a store for adapters that are not in the local one.", show_default="from the config"),
+    ] = None,
     listen: Annotated[str | None, typer.Option(help="Loopback HOST:PORT.", show_default="from the config")] = None,
     metrics: Annotated[
         str | None,
@@ -28,7 +32,7 @@ def serve(
     from serving.config import ServerConfig
     from serving.server import serve as run
 
-    given = {"base": base, "store": store, "listen": listen, "metrics": metrics}
+    given = {"base": base, "store": store, "remote": remote, "listen": listen, "metrics": metrics}
     named = {key: value for key, value in given.items() if value}
     settings = ServerConfig.load(config).using(backend).model_copy(update=named)
     found = _given("base", settings.base), _given("store", settings.store)

@@ -17,7 +17,7 @@ from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling import Sampled, SamplerState, SamplingBatch, prepare_slot, slot_rows
 from openlora_jax.engine.sampling_params import MAX_STOPS, SamplingParams
 from openlora_jax.engine.step import Program, Scores
-from openlora_jax.engine.work import work_list
+from openlora_jax.engine.work import check_ids, work_list
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.forward import TileBatch
 from openlora_jax.model.parameters import Parameters
@@ -38,6 +38,7 @@ class DeviceRunner:
     ) -> None:
         """Allocates the caches; nothing grows afterwards."""
         self.pool = pool
+        self._pool_pages = {module: a.shape[1] for module, (a, _) in pool.arrays.items()}
         self._engine = engine
         self._model = model
         self.parameters = parameters
@@ -119,7 +120,8 @@ class DeviceRunner:
         """Dispatches one step and returns at once.
 
         Raises:
-            ValueError: more tiles than any program has, or more work items than a list holds.
+            ValueError: more tiles than any program has, more work items than a list holds, or a page, block or slot
+                that does not exist.
         """
         buckets = self.row_buckets if plan.kind == "decode" else self.tile_buckets
         if plan.kind == "score":
@@ -132,7 +134,7 @@ class DeviceRunner:
     def _dispatch(self, plan: StepPlan, rows: int) -> StepResult:
         """`plan` padded to `rows` tiles."""
         tiles = self._tile_batch(plan.tiles, rows)
-        work = work_list(plan.tiles, rows, self._engine.work_items)
+        work = work_list(plan.tiles, rows, self._engine.work_items, self._pool_pages)
         if plan.kind == "score":
             tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, self._engine.prefill_tile)
             targets = _padded([tile.targets or () for tile in plan.tiles], rows, self._engine.prefill_tile)
@@ -153,6 +155,9 @@ class DeviceRunner:
 
     def _tile_batch(self, tiles: Sequence[Tile], rows: int) -> TileBatch:
         padding = [0] * (rows - len(tiles))
+        check_ids(
+            "KV block", [block for tile in tiles for block in tile.blocks] or [SCRATCH_BLOCK], self._engine.kv_blocks
+        )
         return TileBatch(
             start=np.array([*(tile.start for tile in tiles), *padding], np.int32),
             length=np.array([*(_length(tile) for tile in tiles), *padding], np.int32),
@@ -161,6 +166,7 @@ class DeviceRunner:
 
     def _sampling_batch(self, tiles: Sequence[Tile], rows: int) -> SamplingBatch:
         padding = rows - len(tiles)
+        check_ids("slot", [tile.slot for tile in tiles] or [0], self._engine.max_rows)
         return SamplingBatch.pack(
             [tile.sampling for tile in tiles] + [None] * padding,
             [tile.slot for tile in tiles] + [0] * padding,

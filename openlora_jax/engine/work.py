@@ -1,6 +1,6 @@
 """The LoRA work list of a step, from the pages of its tiles' mixes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,11 +9,13 @@ from openlora_jax.engine.plan import Tile
 from pallas_kernels.lora.api import WorkList
 
 
-def work_list(tiles: Sequence[Tile], rows: int, capacity: int) -> WorkList:
+def work_list(tiles: Sequence[Tile], rows: int, capacity: int, pool_pages: Mapping[str, int]) -> WorkList:
     """The items of `tiles` in the order of `MODULES`, padded to `rows` tiles and `capacity` items a module.
 
+    `pool_pages` is the number of pages of each module that has items.
+
     Raises:
-        ValueError: some module has more items than `capacity`.
+        ValueError: some module has more items than `capacity`, or an item names a page that is not in its pool.
     """
     work = WorkList(
         start=np.zeros((len(MODULES), rows + 1), np.int32),
@@ -27,11 +29,23 @@ def work_list(tiles: Sequence[Tile], rows: int, capacity: int) -> WorkList:
             raise ValueError(f"{len(items)} items of {module} in one step, where work_items is {capacity}")
         if items:
             of_tile, pages, scales = zip(*items, strict=True)
+            check_ids(f"page of {module}", pages, pool_pages[module])
             work.tile[index, : len(items)] = of_tile
             work.page[index, : len(items)] = pages
             work.scale[index, : len(items)] = scales
             work.start[index, 1:] = np.cumsum(np.bincount(of_tile, minlength=rows))
     return work
+
+
+def check_ids(what: str, ids: Sequence[int], count: int) -> None:
+    """That what a step names exists.
+
+    Raises:
+        ValueError: names one that does not, and how many there are.
+    """
+    outside = next((each for each in (min(ids), max(ids)) if not 0 <= each < count), None)
+    if outside is not None:
+        raise ValueError(f"{what} {outside} in one step, where there are {count}")
 
 
 def _items(tiles: Sequence[Tile], module: str) -> Iterable[tuple[int, int, float]]:

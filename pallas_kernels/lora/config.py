@@ -20,6 +20,12 @@ MIN_PROGRAMS = 64
 WIDE_OUTPUT = 8
 """A span this many times as wide as the input is halved in any case: reading A once more hardly adds to reading B."""
 
+APART_SIZE = 128 * 64 * 64
+"""Numbers of a group's output that is added apart. The base's product has fewer tiles of 64 x 64 than a large GPU has
+multiprocessors, so XLA splits its sum, and whatever reads the output adds up the parts, and then what is apart as well.
+For a kernel that adds onto y it had to add them up in one more launch. The output of a module alone, the residual or
+the logits, is computed once in any case."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
@@ -50,6 +56,7 @@ class LoraConfig:
         passes: what a program takes its items in, widest first.
         warps: of 32 threads, a program.
         stages: of the loops' software pipelines.
+        apart: the items' sums are written to an array of their own, which XLA adds to y; else onto y in place.
     """
 
     rows: int
@@ -57,6 +64,7 @@ class LoraConfig:
     passes: tuple[Pass, ...]
     warps: int
     stages: int
+    apart: bool
 
     def __post_init__(self) -> None:
         check_size("tokens of a program", self.rows, least=1)
@@ -79,7 +87,14 @@ def lora_config(tiles: int, tokens: int, width_in: int, widths_out: tuple[int, .
     span = max(narrowest, pl.next_power_of_2(max(widths_out)))
     while span > narrowest and (programs(span) < MIN_PROGRAMS or span > WIDE_OUTPUT * width_in):
         span //= 2
-    return LoraConfig(rows=rows, span=span, passes=passes, warps=8 if rows >= 16 else 4, stages=STAGES)
+    return LoraConfig(
+        rows=rows,
+        span=span,
+        passes=passes,
+        warps=8 if rows >= 16 else 4,
+        stages=STAGES,
+        apart=len(widths_out) > 1 and tiles * tokens * sum(widths_out) <= APART_SIZE,
+    )
 
 
 def _pass(pages: int, rows: int, itemsize: int) -> Pass:

@@ -62,7 +62,7 @@ class _Share(NamedTuple):
 
 
 Shrink = Callable[[_Ranks, Pass], Float[Array, "L Q"]]
-Expand = Callable[[Float[Array, "L Q"], _Ranks, Pass], None]
+Expand = Callable[[Float[Array, "L Q"], _Ranks, Pass, Array | bool], None]
 
 
 def lora(
@@ -77,9 +77,9 @@ def lora(
 ) -> Float[Array, "T L O"]:
     """y[t] += sum over items n of tile t: scale[n] (x[t] A[layer, page[n]]^T) B[layer, page[n]].
 
-    Written over y; pages are read where they lie. Summed in float32 for up to 256 ranks of a tile; a mix of more rounds
-    y after each 256. What x A^T times the scale comes to is rounded to the dtype of x. An item whose page is not in the
-    pool adds nothing.
+    Written over y, or apart and added by XLA (`LoraConfig.apart`); pages are read where they lie. Summed in float32 for
+    up to 256 ranks of a tile; a mix of more rounds the sum after each 256. What x A^T times the scale comes to is
+    rounded to the dtype of x. An item whose page is not in the pool adds nothing.
 
     Raises:
         ValueError: shapes or dtypes that the kernel does not serve.
@@ -90,24 +90,22 @@ def lora(
     config = lora_config(tiles, tokens, width_in, widths, x.dtype.itemsize)
     spans = tuple(pl.cdiv(width, config.span) for width in widths)
 
-    def lora_kernel(
-        layer_ref: Ref, start_ref: Ref, page_ref: Ref, scale_ref: Ref, x_ref: Ref, _: Ref, *refs: Ref
-    ) -> None:
-        *pool_refs, y_ref = refs
-        layer = layer_ref[0]
+    def lora_kernel(layer_ref: Ref, start_ref: Ref, page_ref: Ref, scale_ref: Ref, x_ref: Ref, *refs: Ref) -> None:
+        layer, y_ref = layer_ref[0], refs[-1]
         for place, module in enumerate(modules):
-            a_ref, b_ref = pool_refs[2 * place : 2 * place + 2]
+            a_ref, b_ref = refs[2 * place : 2 * place + 2]
             span = pl.program_id(1) - sum(spans[:place])
             share = _share(config, tokens, sum(widths[:place]), span, widths[place])
             listed = _Listed(start_ref, page_ref, scale_ref, module, share.tile, b_ref.shape[1])
             shrink = functools.partial(_shrink, x_ref, a_ref, layer, share)
             expand = functools.partial(_expand, b_ref, y_ref, layer, share)
-            add = functools.partial(_add_items, listed, config.passes, shrink, expand, interpret)
+            clear = functools.partial(_clear, y_ref, share, config.passes[-1].block) if config.apart else None
+            add = functools.partial(_add_items, listed, config.passes, shrink, expand, clear, interpret)
             pl.when((span >= 0) & (span < spans[place]))(add)
 
     # The layer is data, not part of the kernel: so all layers of a model are one kernel, compiled once.
-    before = (jnp.full((1,), layer, jnp.int32), work.start, work.page, work.scale, x)
-    return _added(lora_kernel, config, sum(spans), before, y, tuple(jax.tree.leaves(pools)), interpret)
+    operands = (jnp.full((1,), layer, jnp.int32), work.start, work.page, work.scale, x, *jax.tree.leaves(pools))
+    return _added(lora_kernel, config, sum(spans), operands, y, interpret)
 
 
 def embedding_lora(
@@ -129,37 +127,41 @@ def embedding_lora(
     config = lora_config(tokens.shape[0], tokens.shape[1], width, (width,), y.dtype.itemsize)
 
     def embedding_lora_kernel(
-        start_ref: Ref, page_ref: Ref, scale_ref: Ref, tokens_ref: Ref, _: Ref, a_ref: Ref, b_ref: Ref, y_ref: Ref
+        start_ref: Ref, page_ref: Ref, scale_ref: Ref, tokens_ref: Ref, a_ref: Ref, b_ref: Ref, _: Ref, y_ref: Ref
     ) -> None:
         share = _share(config, tokens.shape[1], 0, pl.program_id(1), width)
         listed = _Listed(start_ref, page_ref, scale_ref, module, share.tile, b_ref.shape[1])
         shrink = functools.partial(_look_up, tokens_ref, a_ref, share)
         expand = functools.partial(_expand, b_ref, y_ref, 0, share)
-        _add_items(listed, config.passes, shrink, expand, interpret)
+        _add_items(listed, config.passes, shrink, expand, None, interpret)
 
-    before = (work.start, work.page, work.scale, tokens)
-    return _added(embedding_lora_kernel, config, pl.cdiv(width, config.span), before, y, pool, interpret)
+    operands = (work.start, work.page, work.scale, tokens, *pool)
+    return _added(embedding_lora_kernel, config, pl.cdiv(width, config.span), operands, y, interpret)
 
 
 def _added(
     kernel: Callable[..., None],
     config: LoraConfig,
     spans: int,
-    before: tuple[Any, ...],
+    operands: tuple[Any, ...],
     y: Float[Array, "T L O"],
-    pools: tuple[Any, ...],
     interpret: bool,
 ) -> Float[Array, "T L O"]:
-    """The launch: the kernel gets what comes before y, then y, the pools, and y again to write to."""
-    added: Array = triton_call(
+    """The launch: the kernel gets the operands, y where it adds onto it, and last what it writes to."""
+    launch = functools.partial(
+        triton_call,
         kernel,
-        ShapeDtypeStruct(y.shape, y.dtype),
         grid=(y.shape[0] * y.shape[1] // config.rows, spans),
         warps=config.warps,
         stages=config.stages,
-        input_output_aliases={len(before): 0},
         interpret=interpret,
-    )(*before, y, *pools)
+    )
+    shape = ShapeDtypeStruct(y.shape, y.dtype)
+    added: Array
+    if config.apart:
+        added = y + launch(shape)(*operands)
+    else:
+        added = launch(shape, input_output_aliases={len(operands): 0})(*operands, y)
     return added
 
 
@@ -170,16 +172,29 @@ def _share(config: LoraConfig, tokens: int, column: int, span: Array, width: int
     return _Share(lax.div(owner, shares), rows, column, first, jnp.minimum(first + config.span, width))
 
 
-def _add_items(listed: _Listed, passes: tuple[Pass, ...], shrink: Shrink, expand: Expand, interpret: bool) -> None:
-    """All items of the tile: of each width as many passes as leave what a narrower one holds."""
-    item = jnp.maximum(listed.start[listed.module, listed.tile], 0)
+def _add_items(
+    listed: _Listed,
+    passes: tuple[Pass, ...],
+    shrink: Shrink,
+    expand: Expand,
+    clear: Callable[[], None] | None,
+    interpret: bool,
+) -> None:
+    """All items of the tile: of each width as many passes as leave what a narrower one holds.
+
+    With `clear`, y holds nothing before: the first pass writes it, and `clear` does so where there is none.
+    """
+    first = item = jnp.maximum(listed.start[listed.module, listed.tile], 0)
     end = jnp.minimum(listed.start[listed.module, listed.tile + 1], listed.page.shape[1])
+    if clear is not None:
+        pl.when(first >= end)(clear)
     for step, narrower in zip(passes, (*(step.pages for step in passes[1:]), 0), strict=True):
         turns = lax.div(jnp.maximum(end - item - narrower, 0) + (step.pages - 1), jnp.int32(step.pages))
 
-        def add_pass(turn: Array, _: None, step: Pass = step, item: Array = item) -> None:
+        def add_pass(turn: Array, _: None, step: Pass = step, item: Array = item, later: Array = item > first) -> None:
             ranks = _load_ranks(listed, item + turn * step.pages, end, step.pages)
-            expand(shrink(ranks, step) * ranks.scale[None, :], ranks, step)
+            written = True if clear is None else (turn > 0) | later
+            expand(shrink(ranks, step) * ranks.scale[None, :], ranks, step, written)
             if not interpret:  # what one thread has stored, another one may load in the next pass
                 plgpu.debug_barrier()
 
@@ -224,20 +239,42 @@ def _look_up(tokens_ref: Ref, a_ref: Ref, share: _Share, ranks: _Ranks, step: Pa
 
 
 def _expand(
-    b_ref: Ref, y_ref: Ref, layer: Array | int, share: _Share, h: Float[Array, "L Q"], ranks: _Ranks, step: Pass
+    b_ref: Ref,
+    y_ref: Ref,
+    layer: Array | int,
+    share: _Share,
+    h: Float[Array, "L Q"],
+    ranks: _Ranks,
+    step: Pass,
+    written: Array | bool,
 ) -> None:
-    """Y += h B, in the program's share of y."""
+    """Y += h B, in the program's share of y; Y = h B as long as nothing is written there."""
     h = h.astype(b_ref.dtype)
 
     def add_block(turn: Array, _: None) -> None:
         column, inside = _columns(share.first + turn * step.block, step.block, share.end)
         place = y_ref.at[share.tile, share.rows[:, None], share.column + column[None, :]]
-        y = plgpu.load(place, mask=inside, other=0)
+        y = plgpu.load(place, mask=inside & written, other=0)
         added = y.astype(jnp.float32) + _dot(h, _load_pages(b_ref, layer, ranks, column, inside))
         plgpu.store(place, added.astype(y.dtype), mask=inside)
 
-    turns = lax.div(share.end - share.first + (step.block - 1), jnp.int32(step.block))
-    lax.fori_loop(jnp.int32(0), turns, add_block, None)
+    _over_columns(share, step.block, add_block)
+
+
+def _clear(y_ref: Ref, share: _Share, block: int) -> None:
+    """Y = 0, in the program's share of y."""
+
+    def clear_block(turn: Array, _: None) -> None:
+        column, inside = _columns(share.first + turn * block, block, share.end)
+        place = y_ref.at[share.tile, share.rows[:, None], share.column + column[None, :]]
+        plgpu.store(place, jnp.zeros((share.rows.shape[0], block), y_ref.dtype), mask=inside)
+
+    _over_columns(share, block, clear_block)
+
+
+def _over_columns(share: _Share, block: int, body: Callable[[Array, None], None]) -> None:
+    turns = lax.div(share.end - share.first + (block - 1), jnp.int32(block))
+    lax.fori_loop(jnp.int32(0), turns, body, None)
 
 
 def _columns(first: Array, count: int, end: Array | int) -> tuple[Int[Array, "I"], Bool[Array, "1 I"]]:

@@ -30,6 +30,7 @@ class AdapterState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTER_STATE_DEVICE: _ClassVar[AdapterState]
     ADAPTER_STATE_DRAINING: _ClassVar[AdapterState]
     ADAPTER_STATE_DAMAGED: _ClassVar[AdapterState]
+    ADAPTER_STATE_REMOTE: _ClassVar[AdapterState]
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_LOW: Priority
 PRIORITY_NORMAL: Priority
@@ -45,6 +46,7 @@ ADAPTER_STATE_HOST: AdapterState
 ADAPTER_STATE_DEVICE: AdapterState
 ADAPTER_STATE_DRAINING: AdapterState
 ADAPTER_STATE_DAMAGED: AdapterState
+ADAPTER_STATE_REMOTE: AdapterState
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)

@@ -65,7 +65,7 @@ def step(kind: Kind, workload: Workload, ops: Ops) -> Step:
         "pools": jax.eval_shape(
             lambda: AdapterPool.create(model, pool_capacities(engine), jnp.dtype(engine.dtype)).arrays
         ),
-        "work": work_list((), rows, engine.work_items),
+        "work": work_list((), rows, engine.work_items, {}),
     }
     if kind == "decode":
         del operands["tokens"], operands["samples"]

@@ -70,6 +70,26 @@ def test_a_seed_reproduces_in_any_company(tiny_llm: LLM) -> None:
     assert first.outputs[0].token_ids != first.outputs[1].token_ids
 
 
+def test_a_remote_store_needs_a_local_one(tiny_base: Path, tiny_store: Path) -> None:
+    with pytest.raises(InvalidConfig, match="local store"):
+        LLM(tiny_base, remote=str(tiny_store), **SETTINGS)
+
+
+@pytest.mark.slow
+def test_adapters_of_another_store_are_fetched(
+    tiny_base: Path, tiny_store: Path, tiny_llm: LLM, tmp_path: Path
+) -> None:
+    near = AdapterStore.create(tmp_path / "near")
+    with LLM(tiny_base, near.path, remote=f"file://{tiny_store}", **SETTINGS) as llm:
+        [answer] = llm.generate("a", GREEDY, "one")
+        [expected] = tiny_llm.generate("a", GREEDY, "one")
+        assert answer.adapter_digests == expected.adapter_digests
+        assert answer.outputs[0].token_ids == expected.outputs[0].token_ids
+        counts = llm.adapters.counters.snapshot()
+    assert (counts.loads["remote", "ok"], counts.loads["disk", "ok"]) == (1, 1)
+    assert not near.registrations()
+
+
 def test_what_is_not_finite_ends_its_request_alone(tiny_llm: LLM, tiny_store: Path) -> None:
     store = AdapterStore(tiny_store)
     install_synthetic(store, MODEL, DIGEST, {"huge": 3}, scale=3e36)

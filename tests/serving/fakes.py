@@ -74,6 +74,9 @@ class FakeStore:
             raise UnknownAdapter(name)
         return digest_of(name)
 
+    def is_remote(self, digest: str) -> bool:
+        return digest == digest_of("remote")
+
     def manifest(self, digest: str) -> Manifest:
         if self.damaged and digest == digest_of(self.damaged):
             raise BadCheckpoint("/srv/store", "manifest.json is no JSON")

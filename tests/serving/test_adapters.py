@@ -110,6 +110,13 @@ async def test_a_page_size_out_of_range_is_refused(stub: Any, size: int) -> None
     assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("llm", [FakeLLM("a", "remote")])
+async def test_one_that_lies_elsewhere_is_listed_without_asking_there(stub: Any, llm: FakeLLM) -> None:
+    page = await stub.ListAdapters(pb.ListAdaptersRequest())
+    assert [adapter.state for adapter in page.adapters] == [pb.ADAPTER_STATE_DISK, pb.ADAPTER_STATE_REMOTE]
+    assert [adapter.rank for adapter in page.adapters] == [20, 0]
+
+
 @pytest.mark.parametrize("llm", [FakeLLM("a", "b", damaged="a")])
 async def test_a_damaged_adapter_hides_no_other(stub: Any, llm: FakeLLM) -> None:
     page = await stub.ListAdapters(pb.ListAdaptersRequest())

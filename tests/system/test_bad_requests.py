@@ -26,7 +26,7 @@ TIMEOUT = 60.0
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
-UNAVAILABLE = grpc.StatusCode.FAILED_PRECONDITION
+DATA_LOSS = grpc.StatusCode.DATA_LOSS
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_an_adapter_damaged_on_disk(
         for _ in range(2):
             with pytest.raises(grpc.RpcError) as failure:
                 stub.Generate(request, timeout=TIMEOUT)
-            assert failure.value.code() is UNAVAILABLE, failure.value.details()
+            assert failure.value.code() is DATA_LOSS, failure.value.details()
             assert name in str(failure.value.details())
             unharmed()
     adapters.remove(name)

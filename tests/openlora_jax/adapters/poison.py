@@ -8,11 +8,24 @@ from openlora_jax.adapters.pages import ZERO_PAGE, AdapterPages
 from openlora_jax.adapters.pool import AdapterPool
 
 
-def poison_free(pool: AdapterPool, owned: Iterable[AdapterPages]) -> None:
-    """Fills all pages of `pool` with NaN but the zero page and those in `owned`, the idle residents' among them."""
-    kept = list(owned)
+def poison_free(pool: AdapterPool, owned: Iterable[AdapterPages], poisoned: AdapterPages | None = None) -> AdapterPages:
+    """Fills all pages of `pool` with NaN but the zero page and those in `owned`, the idle residents' among them.
+
+    Args:
+        pool: on the thread that uses it.
+        owned: by whom pages are held.
+        poisoned: what an earlier call returned: those pages are filled already, as long as they stayed free.
+
+    Returns:
+        All the pages that belong to nobody.
+    """
+    kept, found = list(owned), {}
     for module, (a, b) in pool.arrays.items():
         used = {ZERO_PAGE, *(page for pages in kept for page in pages.get(module, ()))}
-        free = tuple(page for page in range(a.shape[1]) if page not in used)
+        found[module] = tuple(page for page in range(a.shape[1]) if page not in used)
+        free = tuple(page for page in found[module] if page not in (poisoned or {}).get(module, ()))
+        if not free:
+            continue
         nans = {f"{module}.{side}": np.full_like(x[:, : len(free)], np.nan) for side, x in (("A", a), ("B", b))}
         pool.write({module: free}, pool.stage({module: len(free)}, nans))
+    return found

@@ -1,0 +1,84 @@
+"""The names of a remote store, as they were a moment ago: nobody who asks for a name waits for the other side."""
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from openlora_jax.adapters.registry import Registration, Registry
+from openlora_jax.adapters.remote import Remote
+from openlora_jax.errors import BadCheckpoint, InvalidConfig
+
+REFRESH = 5.0
+"""Seconds between two looks at the remote registry."""
+
+log = logging.getLogger(__name__)
+
+
+class RemoteRegistry:
+    """A copy on this disk that a thread of its own keeps up to date; it stays as it is while the other side is away."""
+
+    def __init__(self, remote: Remote, path: Path) -> None:
+        """Reads the remote registry, and follows it.
+
+        Raises:
+            InvalidConfig: there is none, or a damaged one.
+        """
+        self._remote = remote
+        self._path = path
+        self._registry = Registry(path)
+        self._text: bytes | None = None
+        self._away = False
+        self._closing = threading.Event()
+        try:
+            self.refresh()
+        except BadCheckpoint as error:
+            raise InvalidConfig("remote", str(error)) from error
+        threading.Thread(target=self._follow, name="remote-registry", daemon=True).start()
+
+    def registrations(self) -> Mapping[str, Registration]:
+        """Every name; the same object until one changes."""
+        return self._registry.registrations()
+
+    def refresh(self) -> None:
+        """Looks now; that the other side is away is logged when it begins and when it ends.
+
+        Raises:
+            BadCheckpoint: there is no remote registry, or a damaged one.
+        """
+        try:
+            text = self._remote.registry()
+        except OSError as error:
+            if not self._away:
+                log.warning("adapters of the remote store are those that were known before: %s", error)
+            self._away = True
+            return
+        if self._away:
+            log.info("%s is there again", self._remote.place)
+        self._away = False
+        if text != self._text:
+            self._replace(text)
+            self._text = text
+
+    def close(self) -> None:
+        self._closing.set()
+
+    def _follow(self) -> None:
+        damage = ""
+        while not self._closing.wait(REFRESH):
+            try:
+                self.refresh()
+                damage = ""
+            except (BadCheckpoint, OSError) as error:  # OSError: this disk
+                if str(error) != damage:
+                    log.warning("the remote registry stays as it was: %s", error)
+                damage = str(error)
+
+    def _replace(self, text: bytes) -> None:
+        """The new one is read whole before it takes the old one's place."""
+        candidate = self._path.with_name(f".{self._path.name}")
+        candidate.write_bytes(text)
+        Registry(candidate).registrations()
+        os.replace(candidate, self._path)
+        self._registry.registrations()  # now, since the next file may get the inode of this one's predecessor

@@ -1,0 +1,124 @@
+"""A store whose adapters may also lie elsewhere: those that are asked for are fetched, verified and kept for a while.
+
+STORE/fetched/registry.jsonl        the remote names, as they were last seen
+STORE/fetched/artifacts/<digest>/   see `DiskCache`
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from openlora_jax.adapters.artifact import Tensor
+from openlora_jax.adapters.counters import Counters
+from openlora_jax.adapters.disk_cache import DiskCache
+from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.remote import Remote
+from openlora_jax.adapters.remote_registry import RemoteRegistry
+from openlora_jax.adapters.store import AdapterStore
+from openlora_jax.errors import BadCheckpoint, UnknownAdapter
+
+MAX_MANIFESTS = 1024
+"""Of adapters that are not here, kept in memory."""
+
+
+class RemoteStore:
+    """A local store, and a remote one behind it. Any thread.
+
+    What is registered or stored here is used as it is here; everything else is fetched by `read`, which counts as a
+    load from the source `remote`, and then read from this disk. Two threads are not to read the same adapter at once:
+    whoever loads sees to that.
+    """
+
+    def __init__(self, local: AdapterStore, url: str, budget: int, counters: Counters) -> None:
+        """Reads the remote registry.
+
+        Args:
+            local: where everything that is fetched is kept.
+            url: of a directory as `openlora convert adapter` makes one.
+            budget: of what is fetched, in bytes.
+            counters: of all tiers.
+
+        Raises:
+            InvalidConfig: no such store can be read there, or another process uses this local one in the same way.
+            CannotInstall: the local store cannot be written.
+        """
+        self.local = local
+        self._remote = Remote(url)
+        self._counters = counters
+        self._fetched = DiskCache(local.path / "fetched", budget, counters)
+        try:
+            self._registry = RemoteRegistry(self._remote, local.path / "fetched" / "registry.jsonl")
+        except BaseException:
+            self._fetched.close()
+            raise
+        self._merged: tuple[Mapping[str, Registration], ...] = ({}, {}, {})
+        self._remote_manifest = lru_cache(MAX_MANIFESTS)(self._remote.manifest)
+
+    def resolve(self, name: str) -> str:
+        """The digest that `name` stands for, here or else there. Raises UnknownAdapter."""
+        registration = self.registrations().get(name)
+        if registration is None:
+            raise UnknownAdapter(name)
+        return registration.digest
+
+    def registrations(self) -> Mapping[str, Registration]:
+        """Every name that is registered here or there; the caller must not change it."""
+        local, remote = self.local.registrations(), self._registry.registrations()
+        merged = self._merged
+        if merged[0] is not local or merged[1] is not remote:
+            merged = self._merged = (local, remote, {**remote, **local})
+        return merged[2]
+
+    def is_remote(self, digest: str) -> bool:
+        """Whether its next read fetches it. Raises BadCheckpoint if it is no digest."""
+        return not self.local.holds(digest) and not self._fetched.holds(digest)
+
+    def manifest(self, digest: str) -> Manifest:
+        """What the artifact holds; asks the other side only for what is not here.
+
+        Raises:
+            BadCheckpoint: the artifact is damaged, or nowhere.
+            OSError: the other side cannot be reached.
+        """
+        if self.local.holds(digest):
+            return self.local.manifest(digest)
+        if self._fetched.holds(digest):
+            return self._fetched.manifest(digest)
+        return self._remote_manifest(digest)[0]
+
+    def read(self, digest: str) -> tuple[Manifest, dict[str, Tensor]]:
+        """The whole artifact, in host memory, and in truth what its digest names.
+
+        Raises:
+            BadCheckpoint: what is here, or there, is damaged.
+            OSError: the other side cannot be reached, or this disk is full.
+            ValueError: it is larger than what may be fetched.
+        """
+        if self.local.holds(digest):
+            return self.local.read(digest)
+        with self._fetched.using(digest):
+            found = self._fetched.holds(digest)
+            self._counters.asked_disk(found)
+            if found:
+                try:
+                    return self._fetched.read(digest)
+                except BadCheckpoint:  # it was whole when it came
+                    self._fetched.drop(digest)
+            self._fetch(digest)
+            return self._fetched.read(digest)
+
+    def close(self) -> None:
+        """Follows the remote registry no longer, and lets another process fetch."""
+        self._registry.close()
+        self._fetched.close()
+
+    def _fetch(self, digest: str) -> None:
+        with self._counters.load(digest, "remote") as load:
+            try:
+                manifest, text = self._remote_manifest(digest)
+                self._fetched.add(digest, manifest, lambda folder: self._remote.fetch(digest, manifest, text, folder))
+            except BadCheckpoint:
+                self._remote_manifest.cache_clear()  # it may be put right there
+                raise
+            load.lap("fetch")
+            load.nbytes = manifest.nbytes
