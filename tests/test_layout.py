@@ -99,7 +99,8 @@ def test_oracles_are_not_imported_at_run_time() -> None:
             "openlora_jax.engine.engine openlora_jax.engine.scheduler openlora_jax.engine.kv_blocks"
             " openlora_jax.engine.admission openlora_jax.adapters.pages openlora_jax.adapters.residency"
             " openlora_jax.adapters.loader openlora_jax.adapters.registry openlora_jax.adapters.demand"
-            " openlora_jax.adapters.counters",
+            " openlora_jax.adapters.counters openlora_jax.adapters.greedy_dual openlora_jax.adapters.forecast"
+            " openlora_jax.adapters.quarantine",
             ARRAYS | {"jaxtyping"},
             id="what decides knows no arrays",
         ),

@@ -353,7 +353,7 @@ class AdapterCache:
         """On a loader thread: a read has ended."""
         with self._settled:
             waiting = self._residency.get(digest)
-            ahead = self._prefetch is not None and self._prefetch.reading == digest
+            ahead = self._prefetch is not None and self._prefetch.has_ended(digest)
             self._loader.finish(digest)
             if isinstance(result, Exception):
                 failure = self._quarantine.failed(digest, Failure.of(result))

@@ -22,7 +22,8 @@ Stage = Literal["wait", "fetch", "manifest", "read", "stage", "write"]
 """From a remote store: `fetch`, a part of the `read` for which it was done. From disk: `wait` for a thread and for
 room; `manifest` read and checked; arrays `read` and verified; pages laid out for copying (`stage`). From host memory:
 the host's part in the `write` into the pool."""
-Reason = Literal["room", "unload", "failure"]
+Reason = Literal["room", "unload", "failure", "unused"]
+"""`unused`: it left for room too, but it was a prefetch that nobody had asked for since."""
 PageState = Literal["free", "used", "pinned", "idle"]
 
 BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -200,6 +201,8 @@ class Counters:
     def evicted(self, tier: Tier, reason: Reason, digest: str) -> None:
         """An adapter has left a tier."""
         with self._lock:
+            if reason == "room" and digest in self._unasked[tier]:
+                reason = "unused"
             self._unasked[tier].discard(digest)
             self._counts.evictions[tier, reason] += 1
 

@@ -10,17 +10,13 @@ from openlora_jax.adapters.residency import Residence, Residency
 
 
 class Prefetch:
-    """Not thread-safe: the owner calls every method under its lock.
-
-    Attributes:
-        reading: the digest that is read ahead now.
-    """
+    """Not thread-safe: the owner calls every method under its lock."""
 
     def __init__(
         self, forecast: Forecast, host: HostCache, residency: Residency, refused: Callable[[str], bool]
     ) -> None:
         """`refused` says whether a digest is not to be tried now."""
-        self.reading: str | None = None
+        self._reading: str | None = None
         self._forecast = forecast
         self._host = host
         self._residency = residency
@@ -32,8 +28,14 @@ class Prefetch:
         digest = self._forecast.most(digest for digest, nbytes in self._host.left.items() if 0 < room >= nbytes)
         if digest is not None:
             del self._host.left[digest]
-        self.reading = digest
+        self._reading = digest
         return digest
+
+    def has_ended(self, digest: str) -> bool:
+        """Whether the read of a digest, which has just ended, was the one ahead; there is one at a time."""
+        ahead = self._reading == digest
+        self._reading = None if ahead else self._reading
+        return ahead
 
     def next_write(self) -> tuple[Residence, HostAdapter] | None:
         """What to write into free pages of the device, which it holds from now on."""

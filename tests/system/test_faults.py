@@ -89,7 +89,7 @@ def faults(exact_llm: LLM, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     faults = Faults(llm, digests)
     monkeypatch.setattr(llm.store, "read", faults.read)
     monkeypatch.setattr(llm.runner.pool, "write", faults.write)
-    monkeypatch.setattr(llm.adapters._loader, "timeout", 0.3)
+    monkeypatch.setattr(llm.adapters._loader, "timeout", 2.0)
     yield faults
     faults.returned.set()
     for name, digest in digests.items():

@@ -74,12 +74,16 @@ class Workload:
 
     @property
     def settings(self) -> EngineConfig:
-        """Every prompt is computed, and as many requests as there are streams find a row and KV blocks beside them."""
+        """Every prompt is computed, adapters stay where they were put, and nobody waits for a row or a KV block.
+
+        As many requests as there are streams run beside them.
+        """
         block, rows = EngineConfig().kv_block, max(2 * self.streams, 4)
         lengths = (self.prompt + self.new, self.stream_prompt + self.stream_new)
         return EngineConfig(
             max_rows=rows,
             prefix_cache=False,
+            prefetch=False,  # what was taken away would come back
             max_model_len=max(lengths),
             kv_blocks=1 + rows * sum(-(-length // block) + 1 for length in lengths),
             pool_pages=1 + self.pages,
@@ -108,8 +112,11 @@ Rounds = Mapping[str, list[Run]]
 
 @dataclass(frozen=True, slots=True)
 class Results:
+    """A run for each state and round, in both settings; files that stayed in the page cache, when they should not."""
+
     alone: Rounds
     beside: Rounds
+    stayed: int
 
     @property
     def settings(self) -> Iterator[tuple[str, Rounds]]:
@@ -165,28 +172,34 @@ def _step(run: Run) -> float:
 def measure(llm: LLM, store: Path, workload: Workload, progress: Progress) -> Results:
     """Every state in both settings, in turn, in every round."""
     bench = _Bench(llm, AdapterStore(store), workload)
-    results = Results({state: [] for state in STATES}, {state: [] for state in STATES})
+    alone: dict[str, list[Run]] = {state: [] for state in STATES}
+    beside: dict[str, list[Run]] = {state: [] for state in STATES}
     asyncio.run(bench.warm_up())
     total, done = workload.rounds * 2 * len(STATES), itertools.count(1)
     for number in range(workload.rounds):
         states = [*STATES[number % len(STATES) :], *STATES[: number % len(STATES)]]
         for state, run in asyncio.run(bench.alone(number, states)).items():
-            results.alone[state].append(run)
+            alone[state].append(run)
             progress(f"round {number + 1}, alone", next(done), total)
         for state in states:
-            results.beside[state].append(asyncio.run(bench.beside(number, state)))
+            beside[state].append(asyncio.run(bench.beside(number, state)))
             progress(f"round {number + 1}, beside, {state}", next(done), total)
-    return results
+    return Results(alone, beside, bench.stayed)
 
 
 class _Bench:
-    """The engine under test, with the pinned adapters on its device."""
+    """The engine under test, with the pinned adapters on its device.
+
+    Attributes:
+        stayed: files that could not be taken out of the page cache.
+    """
 
     def __init__(self, llm: LLM, store: AdapterStore, workload: Workload) -> None:
         self._llm = llm
         self._store = store
         self._workload = workload
         self._pinned = workload.pinned
+        self.stayed = 0
         for index in range(self._pinned):
             llm.adapters.pin(self._name(index), True)
 
@@ -238,7 +251,7 @@ class _Bench:
             for name, digest in zip(names, digests, strict=True):
                 self._llm.adapters.load(name, digest)
         else:
-            page_cache.drop(self._store, digests)
+            self.stayed += page_cache.drop(self._store, digests)
 
     def _asks(self, due: Sequence[float], adapters: Sequence[int], seed: int) -> list[Ask]:
         workload = self._workload

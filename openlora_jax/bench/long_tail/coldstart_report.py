@@ -30,6 +30,7 @@ def grids(results: Results, workload: Workload) -> list[Grid]:
 def as_json(results: Results) -> dict[str, Any]:
     """Every time to first token and between tokens, in seconds, and the breakdown."""
     return {
+        "files_that_stayed_in_the_page_cache": results.stayed,
         "bounds": [bound.as_json() for bound in results.bounds],
         "settings": {
             setting: {state: [_run(run) for run in runs] for state, runs in rounds.items()}
@@ -88,4 +89,4 @@ def _loads(results: Results) -> Grid:
         for setting, rounds in results.settings
         for state, runs in rounds.items()
     }
-    return loads(found)
+    return loads(found, results.stayed)

@@ -64,12 +64,13 @@ def stages(title: str, groups: Iterable[tuple[str, Sequence[Answer]]]) -> Grid:
     return Grid(title=f"{title}: mean ms", columns=("", *STAGES), rows=tuple(rows))
 
 
-def loads(found: Mapping[str, Loads]) -> Grid:
-    """What the tiers did, by what was going on."""
+def loads(found: Mapping[str, Loads], stayed: int) -> Grid:
+    """What the tiers did, by what was going on; `stayed` files were in the page cache when they should not."""
     steps = list(dict.fromkeys(stage for each in found.values() for stage in each.seconds))
     rows = tuple(
         (name, str(each.ended.get("disk", 0)), str(each.ended.get("host", 0)), *(ms(each.mean(step)) for step in steps))
         for name, each in found.items()
     )
     columns = ("", "from disk", "to the device", *(f"{step}, ms" for step in steps))
-    return Grid(title="Loads, and the mean of their stages", columns=columns, rows=rows)
+    title = f"Loads, and the mean of their stages; files that could not be taken out of the page cache: {stayed}"
+    return Grid(title=title, columns=columns, rows=rows)

@@ -122,12 +122,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Requests a second of the closed loops, what was offered, and a run for each arm and round."""
+    """Requests a second of the closed loops, what was offered, a run for each arm and round, and files that stayed in
+    the page cache when they should not.
+    """
 
     all_registered: Samples
     resident_registered: Samples
     rate: float
     arms: Mapping[str, list[Run]]
+    stayed: int
 
     @property
     def bounds(self) -> list[Bound]:
@@ -176,11 +179,15 @@ def measure(llm: LLM, few: LLM, store: Path, workload: Workload, progress: Progr
     for number in range(workload.rounds):
         for arm in _turned(number, ARMS):
             arms[arm].append(bench.arm(arm, number, rate))
-    return Results(everybody, alone, rate, arms)
+    return Results(everybody, alone, rate, arms, bench.stayed)
 
 
 class _Bench:
-    """The engine under test, and how far the work is."""
+    """The engine under test, and how far the work is.
+
+    Attributes:
+        stayed: files that could not be taken out of the page cache.
+    """
 
     def __init__(self, llm: LLM, store: AdapterStore, workload: Workload, progress: Progress) -> None:
         self._llm = llm
@@ -190,6 +197,7 @@ class _Bench:
         self._residents = workload.resident.count
         self._shares = zipf(workload.registered, workload.zipf)
         self._progress = progress
+        self.stayed = 0
         self._done = itertools.count(1)
         self._total = 2 * workload.closed * workload.closed_rounds + 2 * workload.rounds * workload.round_requests
 
@@ -239,7 +247,7 @@ class _Bench:
         """Takes the files of what host memory lacks out of the page cache."""
         here = {status.digest for status in self._llm.adapters.status()}
         digests = {self._store.resolve(self._fleet.name(adapter)) for adapter in adapters}
-        page_cache.drop(self._store, sorted(digests - here))
+        self.stayed += page_cache.drop(self._store, sorted(digests - here))
 
     def _mapped(self, asked: Sequence[Arrival]) -> list[Arrival]:
         return [Arrival(each.due, resident(each.adapter, self._residents)) for each in asked]

@@ -22,13 +22,14 @@ def grids(results: Results) -> list[Grid]:
         _arms(results),
         _deciles(results),
         stages("Where the time to the second token goes", _groups(results)),
-        loads({arm: Loads.together([run.loads for run in runs]) for arm, runs in results.arms.items()}),
+        loads({arm: Loads.together([run.loads for run in runs]) for arm, runs in results.arms.items()}, results.stayed),
     ]
 
 
 def as_json(results: Results) -> dict[str, Any]:
     """Every time to first token and between tokens, in seconds, and the breakdown."""
     return {
+        "files_that_stayed_in_the_page_cache": results.stayed,
         "bounds": [bound.as_json() for bound in results.bounds],
         "capacity": [_samples(each) for each in (results.all_registered, results.resident_registered)],
         "rate": results.rate,

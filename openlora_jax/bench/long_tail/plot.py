@@ -27,7 +27,7 @@ def coldstart(results: ColdstartResults) -> Figure:
         ax.set(title=f"{setting}: to the first token", xlabel="ms", ylabel="share of requests")
     for state, runs in results.beside.items():
         _curve(axes[2], [gap for run in runs for gap in run.gaps], state)
-    axes[2].set(title="between tokens of the streams beside", xlabel="ms", ylabel="share of tokens", xscale="log")
+    axes[2].set(title="between tokens of the streams beside", xlabel="ms", ylabel="share of tokens")
     for ax in axes:
         ax.legend(title="adapter")
     return figure

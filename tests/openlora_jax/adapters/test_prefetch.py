@@ -51,6 +51,7 @@ def test_what_was_prefetched_is_the_first_to_leave(world: World) -> None:
     world.placed("d").release()
     assert world.states() == {"a": "resident", "b": "resident", "c": "host", "d": "resident"}
     assert not world.cache.prefetch(), "no page is free"
+    assert world.cache.counters.snapshot().evictions == {("device", "unused"): 1}
 
 
 def test_one_that_had_to_leave_host_memory_comes_back_when_there_is_room(world: World) -> None:
