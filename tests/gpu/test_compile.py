@@ -68,7 +68,7 @@ def test_adapters_need_next_to_no_memory_beside_their_pool(chip: str) -> None:
 
 def test_pages_that_are_cut_out_of_the_pool_are_noticed() -> None:
     whole, base, slicing = (
-        compiled(Case("h100", "decode", WORKLOAD, DEEP, variant)) for variant in ("whole", "base", "slicing")
+        compiled(Case("h100", "decode", WORKLOAD, SHALLOW, variant)) for variant in ("whole", "base", "slicing")
     )
     assert slicing.temporary - base.temporary > whole.pools / 100
 
