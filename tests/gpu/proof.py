@@ -50,7 +50,7 @@ kernels were also executed program by program, in random order, stopping where o
 Neither found any. With the barriers taken out, and with programs' shares made to overlap, both do.
 
 Bad input: with page ids from -2147483648 to 2147483647, starts before and ends behind the list, and ends before starts,
-no access is out of bounds, and the other items are added right (2.3e-03); so with 60 random tables, starts and lengths
+no access is out of bounds, and the other items are added right (4.2e-03); so with 60 random tables, starts and lengths
 of any value for attention. With the checks of pages and blocks taken out, accesses out of bounds are found. Pools and
 caches past 4 GiB are read right at their end.
 
