@@ -21,10 +21,9 @@ WIDE_OUTPUT = 8
 """A span this many times as wide as the input is halved in any case: reading A once more hardly adds to reading B."""
 
 APART_SIZE = 128 * 64 * 64
-"""Numbers of a group's output that is added apart. The base's product has fewer tiles of 64 x 64 than a large GPU has
+"""Numbers of an output that is added apart. The base's product has fewer tiles of 64 x 64 than a large GPU has
 multiprocessors, so XLA splits its sum, and whatever reads the output adds up the parts, and then what is apart as well.
-For a kernel that adds onto y it had to add them up in one more launch. The output of a module alone, the residual or
-the logits, is computed once in any case."""
+For a kernel that adds onto y it had to add them up in one more launch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +92,7 @@ def lora_config(tiles: int, tokens: int, width_in: int, widths_out: tuple[int, .
         passes=passes,
         warps=8 if rows >= 16 else 4,
         stages=STAGES,
-        apart=len(widths_out) > 1 and tiles * tokens * sum(widths_out) <= APART_SIZE,
+        apart=tiles * tokens * sum(widths_out) <= APART_SIZE,
     )
 
 

@@ -127,13 +127,15 @@ def embedding_lora(
     config = lora_config(tokens.shape[0], tokens.shape[1], width, (width,), y.dtype.itemsize)
 
     def embedding_lora_kernel(
-        start_ref: Ref, page_ref: Ref, scale_ref: Ref, tokens_ref: Ref, a_ref: Ref, b_ref: Ref, _: Ref, y_ref: Ref
+        start_ref: Ref, page_ref: Ref, scale_ref: Ref, tokens_ref: Ref, a_ref: Ref, b_ref: Ref, *y_refs: Ref
     ) -> None:
+        y_ref = y_refs[-1]
         share = _share(config, tokens.shape[1], 0, pl.program_id(1), width)
         listed = _Listed(start_ref, page_ref, scale_ref, module, share.tile, b_ref.shape[1])
         shrink = functools.partial(_look_up, tokens_ref, a_ref, share)
         expand = functools.partial(_expand, b_ref, y_ref, 0, share)
-        _add_items(listed, config.passes, shrink, expand, None, interpret)
+        clear = functools.partial(_clear, y_ref, share, config.passes[-1].block) if config.apart else None
+        _add_items(listed, config.passes, shrink, expand, clear, interpret)
 
     operands = (work.start, work.page, work.scale, tokens, *pool)
     return _added(embedding_lora_kernel, config, pl.cdiv(width, config.span), operands, y, interpret)

@@ -8,6 +8,8 @@ from tests.gpu.cases import CHIPS, KINDS, Case, CompileFailed, Kind, compiled, r
 
 PROJECTION_GROUPS = 4
 """Of a layer: q/k/v, o, gate/up, down."""
+ADDED_UP_BEFORE = {"a100": 1}
+"""The parts of q, which XLA would rather not read twice there, for each half of a head."""
 EMBEDDING_AND_HEAD = 2
 THEIR_OPERANDS = 2
 """Ids of tokens and the head's input, which become arrays only because a kernel reads them."""
@@ -54,7 +56,7 @@ def test_adapters_cost_a_launch_for_each_group_of_projections(chip: str) -> None
     shallow, deep = (compiled(Case(chip, "decode", WORKLOAD, layers)).kernels["lora_kernel"] for layers in DEPTHS)
     assert deep.launches - shallow.launches == PROJECTION_GROUPS * (DEEP - SHALLOW)
     added = budget.of_adapters(chip)
-    assert added["adapters: launches of a layer"] <= PROJECTION_GROUPS
+    assert added["adapters: launches of a layer"] <= PROJECTION_GROUPS + ADDED_UP_BEFORE.get(chip, 0)
     assert added["adapters: launches beside the layers"] <= EMBEDDING_AND_HEAD + THEIR_OPERANDS
 
 
@@ -66,7 +68,7 @@ def test_adapters_need_next_to_no_memory_beside_their_pool(chip: str) -> None:
 
 def test_pages_that_are_cut_out_of_the_pool_are_noticed() -> None:
     whole, base, slicing = (
-        compiled(Case("h100", "decode", WORKLOAD, DEEP, variant)) for variant in ("whole", "base", "slicing")
+        compiled(Case("h100", "decode", WORKLOAD, SHALLOW, variant)) for variant in ("whole", "base", "slicing")
     )
     assert slicing.temporary - base.temporary > whole.pools / 100
 

@@ -1,6 +1,7 @@
 """Every implementation of `lora` against a loop in float64, over ranks, mixes, empty work and stale entries."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array
 
-from pallas_kernels.lora import pallas_triton, reference, xla
+from pallas_kernels.lora import config, pallas_triton, reference, xla
 from pallas_kernels.lora.api import EmbeddingLora, Lora, WorkList
 from tests.pallas_kernels.rank_pages import LAYERS, PAGES, RANK, Operands, Runs, expected, operands, parted, work_list
 from tests.pallas_kernels.real import INTERPRET
@@ -18,8 +19,20 @@ from tests.pallas_kernels.real import INTERPRET
 TILES = 3
 kernel = functools.partial(pallas_triton.lora, interpret=INTERPRET)
 embedding_kernel = functools.partial(pallas_triton.embedding_lora, interpret=INTERPRET)
+
+
+@functools.wraps(pallas_triton.lora)
+def kernel_in_place(*operands: Any, **static: Any) -> Array:
+    """As with outputs that are large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "APART_SIZE", 0)
+        return kernel(*operands, **static)
+
+
 IMPLEMENTATIONS = pytest.mark.parametrize(
-    "lora", [reference.lora, xla.lora, kernel], ids=["reference", "xla", "pallas_triton"]
+    "lora",
+    [reference.lora, xla.lora, kernel, kernel_in_place],
+    ids=["reference", "xla", "pallas_triton", "pallas_triton in place"],
 )
 EMBEDDING_IMPLEMENTATIONS = pytest.mark.parametrize(
     "embedding_lora",

@@ -20,18 +20,21 @@ from jax.stages import Lowered
 from jaxlib.mlir import ir
 from jaxlib.triton import dialect
 
-from pallas_kernels.lora.api import WorkList
+from pallas_kernels.lora.api import Lora, WorkList
 from pallas_kernels.lora.config import LoraConfig, Pass, lora_config
 from pallas_kernels.lora.pallas_triton import embedding_lora, lora
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.pallas_kernels.rank_pages import PAGES, Runs, expected, operands, parted, work_list
-from tests.pallas_kernels.test_lora import add, embedding_kernel, kernel
+from tests.pallas_kernels.test_lora import add, embedding_kernel, kernel, kernel_in_place
 
 CAPACITY = 64
 LENGTHS = (0, 1, 2, 4, 5, 16, 17, 21)
 """Items of a tile, about the widths of the passes and beyond the widest."""
 ERRORS = {"float32": 1e-5, "bfloat16": 1e-2}
 """Against the largest number of what is due."""
+
+
+each_form = pytest.mark.parametrize("lora", [kernel, kernel_in_place], ids=["apart", "in place"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,32 +63,34 @@ def error(got: Array, due: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 
 
 @pytest.mark.parametrize(
-    "shape",
+    ("lora", "shape"),
     [
-        Shape(),
-        Shape(dtype="float32", width=24, widths=(600,)),
-        Shape(tokens=32, dtype="float32", widths=(24, 40)),
-        Shape(widths=(40, 24)),
-        Shape(tokens=128, width=72),
+        (kernel, Shape()),
+        (kernel_in_place, Shape(dtype="float32", width=24, widths=(600,))),
+        (kernel, Shape(tokens=32, dtype="float32", widths=(24, 40))),
+        (kernel_in_place, Shape(tokens=128, width=72)),
     ],
     ids=str,
 )
 @settings(deadline=None, max_examples=8)
 @given(lengths=st.tuples(*[st.sampled_from(LENGTHS)] * 3), seed=st.integers(0, 99))
-def test_ranks_mix_from_none_to_more_than_a_pass_holds(shape: Shape, lengths: tuple[int, ...], seed: int) -> None:
+def test_ranks_mix_from_none_to_more_than_a_pass_holds(
+    lora: Lora, shape: Shape, lengths: tuple[int, ...], seed: int
+) -> None:
     runs = [runs_of(lengths[module:] + lengths[:module], seed + module) for module in range(len(shape.widths))]
     x, y, pools = operands(3, shape.tokens, seed, shape.width, shape.widths, shape.dtype)
-    added = add(kernel, (x, y, pools), 1, work_list(*runs, capacity=CAPACITY), tuple(range(len(runs))))
+    added = add(lora, (x, y, pools), 1, work_list(*runs, capacity=CAPACITY), tuple(range(len(runs))))
     due = [expected(run, 1, x, part, *pool) for run, part, pool in zip(runs, parted(y, pools), pools, strict=True)]
     assert error(added, np.concatenate(due, axis=2)) < ERRORS[shape.dtype]
 
 
+@each_form
 @pytest.mark.parametrize("length", LENGTHS[1:])
-def test_the_last_of_a_tiles_items_counts(length: int) -> None:
+def test_the_last_of_a_tiles_items_counts(lora: Lora, length: int) -> None:
     runs, shape = runs_of((0, length, 0), seed=1), Shape(dtype="float32", width=24)
     x, y, pools = operands(3, 1, 1, shape.width, shape.widths, shape.dtype)
     short = [run[:-1] for run in runs]
-    added = add(kernel, (x, y, pools), 1, work_list(short, capacity=CAPACITY))
+    added = add(lora, (x, y, pools), 1, work_list(short, capacity=CAPACITY))
     assert error(added, expected(short, 1, x, y, *pools[0])) < ERRORS["float32"]
     assert error(added, expected(runs, 1, x, y, *pools[0])) > 1e-3
 
@@ -100,19 +105,19 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("modules", [1, 2], ids=["in place", "apart"])
+@each_form
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_list_reads_nothing_outside(kind: str, modules: int) -> None:
-    runs_of_all = [[(1, 1.0), (2, 1.0)], [(3, 1.0), (4, 0.5), (5, 1.0)], [(0, 1.0)] * 7]
-    broken = BROKEN[kind](work_list(*[runs_of_all] * modules, capacity=12))
+def test_a_broken_list_reads_nothing_outside(lora: Lora, kind: str) -> None:
+    whole = work_list([[(1, 1.0), (2, 1.0)], [(3, 1.0), (4, 0.5), (5, 1.0)], [(0, 1.0)] * 7], capacity=12)
+    broken = BROKEN[kind](whole)
     start, page, scale = (np.asarray(field)[0] for field in (broken.start, broken.page, broken.scale))
     runs = [
         [(int(page[n]), float(scale[n])) for n in range(max(first, 0), min(end, 12)) if 0 <= page[n] < PAGES]
         for first, end in itertools.pairwise(start)
     ]
-    x, y, pools = operands(3, 1, seed=6, widths=(40, 24)[:modules])
-    added = add(kernel, (x, y, pools), 1, broken, tuple(range(modules)))
-    assert error(added[:, :, :40], expected(runs, 1, x, y[:, :, :40], *pools[0])) < ERRORS["float32"]
+    x, y, pools = operands(3, 1, seed=6)
+    added = add(lora, (x, y, pools), 1, broken)
+    assert error(added, expected(runs, 1, x, y, *pools[0])) < ERRORS["float32"]
 
 
 def test_a_token_outside_the_vocabulary_adds_nothing() -> None:
@@ -179,7 +184,7 @@ SERVED = {
 }
 
 
-APART = {"q, k and v of 8B", "q, k and v of 135M"}
+IN_PLACE = {"down of 8B, prefill", "head of 128k tokens", "gate and up of 8B"}
 
 
 @pytest.mark.parametrize("case", SERVED)
@@ -188,7 +193,7 @@ def test_a_group_of_modules_is_one_launch_in_place_or_apart(case: str) -> None:
     assert triton_kernels(program) == {"lora_kernel": 1}
     place = 5 + 2 * len(SERVED[case].widths)
     in_place = f"output_operand_alias<output_tuple_indices = [], operand_index = {place}" in program.as_text()
-    assert in_place is (case not in APART)
+    assert in_place is (case in IN_PLACE)
 
 
 def test_layers_share_their_kernel() -> None:
