@@ -114,8 +114,12 @@ class AdapterCache:
             writes = self._reserve(leases, urgent)
         if writes is None:
             return False
-        failed = [residence for residence, adapter in writes if not self._write(residence, adapter)]
-        return not failed
+        errors = [(residence, error) for residence, adapter in writes if (error := self._write(residence, adapter))]
+        if errors:
+            self.displace(*leases)
+            for residence, error in errors:
+                self._fail_write(residence, error)
+        return not errors
 
     def fits(self, leases: Iterable[Lease], without: Iterable[Lease]) -> bool:
         """Whether an urgent `place` would find room for one request's leases, if these others, all placed, gave way."""
@@ -147,7 +151,10 @@ class AdapterCache:
         with self._lock:
             self._read_ahead()
             found = self._prefetch.next_write() if self._prefetch else None
-        if found is None or not self._write(*found):
+        if found is None:
+            return False
+        if error := self._write(*found):
+            self._fail_write(found[0], error)
             return False
         self.counters.prefetched("device", found[0].digest)
         return True
@@ -253,9 +260,19 @@ class AdapterCache:
             self._settled.notify_all()
 
     def validate(self) -> None:
-        """Raises RuntimeError when a condition of `Residency` does not hold."""
+        """Raises RuntimeError when a condition of `Residency` does not hold, or one of these two.
+
+        * What host memory holds for a request is LOADING.
+        * What is LOADING is held there, or will be read.
+        """
         with self._lock:
             self._residency.validate()
+            loading = {residence.digest for residence in self._residency.all() if residence.pages is None}
+            held = {digest for digest in self._host.digests() if self._host.held(digest)}
+            if not held <= loading:
+                raise RuntimeError(f"host memory holds what nobody waits for: {sorted(held - loading)}")
+            if lost := [digest for digest in loading - held if not self._loader.expects(digest)]:
+                raise RuntimeError(f"awaited and never read: {sorted(lost)}")
 
     def _status(self, digest: str, residence: Residence | None) -> AdapterStatus:
         host_bytes = self._host.size(digest)
@@ -294,9 +311,9 @@ class AdapterCache:
 
     def _give_up(self, digest: str) -> None:
         """Fails those who wait for a read."""
-        failure, residence = self._refusal(digest, loaded=False), self._residency.get(digest)
-        if failure and residence:
-            self._residency.fail(residence, failure)
+        failure, waiting = self._refusal(digest, loaded=False), self._awaited(digest)
+        if failure and waiting:
+            self._residency.fail(waiting, failure)
 
     def _lease(self, request: int, name: str, digest: str) -> Lease:
         residence = self._residency.acquire(digest)
@@ -352,7 +369,7 @@ class AdapterCache:
     def _loaded(self, digest: str, result: HostAdapter | Exception) -> None:
         """On a loader thread: a read has ended."""
         with self._settled:
-            waiting = self._residency.get(digest)
+            waiting = self._awaited(digest)
             ahead = self._prefetch is not None and self._prefetch.has_ended(digest)
             self._loader.finish(digest)
             if isinstance(result, Exception):
@@ -367,6 +384,11 @@ class AdapterCache:
             self._settled.notify_all()
         if waiting or ahead:
             self.on_ready(digest)
+
+    def _awaited(self, digest: str) -> Residence | None:
+        """Who waits for a read. What is on the device does not, whatever is read."""
+        residence = self._residency.get(digest)
+        return residence if residence and residence.pages is None else None
 
     def _take_in(self, digest: str, adapter: HostAdapter, waiting: Residence | None, ahead: bool) -> None:
         if waiting:
@@ -404,16 +426,22 @@ class AdapterCache:
         self._begin_reads()
         return writes
 
-    def _write(self, residence: Residence, adapter: HostAdapter) -> bool:
-        """Dispatches a page write. Only this thread gives pages away, so they are still this residence's own."""
+    def _write(self, residence: Residence, adapter: HostAdapter) -> Exception | None:
+        """Dispatches a page write. Only this thread gives pages away, so they are still this residence's own.
+
+        Returns:
+            What went wrong.
+        """
         try:
             with self.counters.load(residence.digest, "host") as load:
                 self._pool.write(residence.pages or {}, adapter.pages)
                 load.lap("write")
                 load.nbytes = adapter.nbytes
         except (MemoryError, RuntimeError) as error:  # memory ran out, or what else JAX reports
-            with self._lock:
-                failure = self._quarantine.failed(residence.digest, Failure.of(error))
-                self._residency.fail(residence, failure)
-            return False
-        return True
+            return error
+        return None
+
+    def _fail_write(self, residence: Residence, error: Exception) -> None:
+        with self._lock:
+            failure = self._quarantine.failed(residence.digest, Failure.of(error))
+            self._residency.fail(residence, failure)

@@ -111,6 +111,10 @@ class Loader(Generic[T]):
         """Whether its read has not ended in time, and not since."""
         return digest in self._hanging
 
+    def expects(self, digest: str) -> bool:
+        """Whether its read is to end, or, as the loader has stopped, none is."""
+        return self._stopped or digest in self._running or digest in self._pending
+
     def refusal(self) -> str | None:
         """Why nothing can be read now."""
         if self._stopped:

@@ -23,9 +23,14 @@ class Prefetch:
         self._refused = refused
 
     def next_read(self) -> str | None:
-        """What to read into host memory; the same digest is not named again before it was there and had to leave."""
+        """What to read into host memory, and is not on the device nor on its way there.
+
+        The same digest is not named again before it was there and had to leave.
+        """
         room = self._host.free
-        digest = self._forecast.most(digest for digest, nbytes in self._host.left.items() if 0 < room >= nbytes)
+        left = self._host.left.items()
+        fitting = (digest for digest, nbytes in left if 0 < room >= nbytes and self._residency.get(digest) is None)
+        digest = self._forecast.most(fitting)
         if digest is not None:
             del self._host.left[digest]
         self._reading = digest

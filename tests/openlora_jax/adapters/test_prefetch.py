@@ -3,6 +3,7 @@
 from typing import Any
 
 from openlora_jax.adapters.cache import AdapterCache
+from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.quarantine import FIRST_WAIT
 from tests.openlora_jax.adapters.fakes import BASE, CAPACITIES, LOAD_TIMEOUT, SIZE, TIMEOUT, World
 
@@ -66,6 +67,39 @@ def test_one_that_had_to_leave_host_memory_comes_back_when_there_is_room(world: 
     assert not world.cache.prefetch()
     assert [world.told.get(timeout=TIMEOUT) for _ in range(4)] == ["a", "b", "c", "a"]
     assert world.states() == {"a": "host", "b": "loading"}
+
+
+def read_ahead_of_what_is_on_the_device(world: World) -> Lease:
+    """A placed adapter that has left host memory, where there is room for it again."""
+    world.open(host_bytes=2 * SIZE, threads=1, prefetch=True)
+    lease = world.placed("a")
+    for digest in "bc":
+        world.cache.load(digest.upper(), digest)
+    assert {status.digest for status in world.cache.status() if status.host_bytes} == {"b", "c"}
+    world.cache.unload("c")
+    return lease
+
+
+def test_what_is_on_the_device_is_not_read_ahead(world: World) -> None:
+    read_ahead_of_what_is_on_the_device(world).release()
+    while world.cache.prefetch():
+        world.cache.validate()
+    wide = world.placed("wide")
+    world.cache.validate()
+    wide.release()
+    assert world.owner(world.placed("a")) == {1.0}, "the base model would answer in its name"
+    assert world.source.reads[:4] == ["a", "b", "c", "wide"]
+
+
+def test_an_adapter_in_use_keeps_its_pages_when_its_artifact_is_gone(world: World) -> None:
+    lease = read_ahead_of_what_is_on_the_device(world)
+    world.source.broken["a"] = FileNotFoundError("gone")
+    while world.cache.prefetch():
+        world.cache.validate()
+    wide = world.ready("wide")
+    assert lease.error is None
+    assert not world.cache.place(wide)
+    assert world.owner(lease) == {1.0}
 
 
 def test_a_request_for_what_is_read_ahead_waits_for_that_read(world: World) -> None:
