@@ -75,9 +75,7 @@ class AdapterCache:
         self._quarantine = Quarantine(clock)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
-        self._prefetch = (
-            Prefetch(self._forecast, self._host, self._residency, self._is_quarantined) if prefetch else None
-        )
+        self._prefetch = Prefetch(self._forecast, self._host, self._residency, self._is_refused) if prefetch else None
         self._host.left.update(dict.fromkeys(asked_before or {}, 0))
         self._requests = count()
         self._waiting: OrderedDict[Lease, None] = OrderedDict()  # not placed and not released, request by request
@@ -339,8 +337,8 @@ class AdapterCache:
                 self._loader.request(digest)
                 self._loader.start(urgent=[digest], room=True)
 
-    def _is_quarantined(self, digest: str) -> bool:
-        return self._quarantine.refusal(digest) is not None
+    def _is_refused(self, digest: str) -> bool:
+        return self._quarantine.refusal(digest) is not None or self._loader.hangs(digest)
 
     def _fetch(self, residence: Residence, *, again: bool = False) -> None:
         """Sees to it that a residence without pages gets its adapter into host memory, and that it stays there."""

@@ -52,13 +52,13 @@ class Loader(Generic[T]):
         return not self._running and not self._pending
 
     def request(self, digest: str, *, again: bool = False) -> None:
-        """Queues a read unless one is queued or running.
+        """Queues a read unless one is queued, running or hanging.
 
         Args:
             digest: of the adapter.
             again: it was loaded for a request that still waits: ahead of the others, and whether or not there is room.
         """
-        if digest not in self._running:
+        if digest not in self._running and digest not in self._hanging:
             self._pending[digest] = self._pending.get(digest, False) or again
             self._asked.setdefault(digest, self._clock())
             if again:

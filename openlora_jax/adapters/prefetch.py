@@ -28,9 +28,8 @@ class Prefetch:
         The same digest is not named again before it was there and had to leave.
         """
         room = self._host.free
-        left = self._host.left.items()
-        fitting = (digest for digest, nbytes in left if 0 < room >= nbytes and self._residency.get(digest) is None)
-        digest = self._forecast.most(fitting)
+        fitting = (digest for digest, nbytes in self._host.left.items() if 0 < room >= nbytes)
+        digest = self._forecast.most(filter(self._could_be_read, fitting))
         if digest is not None:
             del self._host.left[digest]
         self._reading = digest
@@ -50,6 +49,9 @@ class Prefetch:
             return None
         residence = self._residency.prefetch(digest, adapter.counts)
         return (residence, adapter) if residence else None
+
+    def _could_be_read(self, digest: str) -> bool:
+        return self._residency.get(digest) is None and not self._refused(digest)
 
     def _could_be_placed(self, digest: str) -> bool:
         return (

@@ -128,6 +128,38 @@ def test_what_cannot_be_read_or_written_is_not_tried_again_and_again(world: Worl
     assert world.source.reads == ["a", "b"]
 
 
+def out_of_memory(world: World) -> None:
+    """An adapter that was there, had to leave, and could come back."""
+    world.open(host_bytes=2 * SIZE, threads=2, prefetch=True)
+    for digest in "abc":
+        world.cache.load(digest.upper(), digest)
+    world.cache.unload("c")
+    assert world.states() == {"b": "host"}
+
+
+def test_what_fails_is_not_read_ahead_right_after(world: World) -> None:
+    out_of_memory(world)
+    world.source.broken["a"] = OSError("gone")
+    assert "tried again in 1 s" in str(world.ready("a").error)
+    world.cache.prefetch()
+    world.cache.close()
+    assert world.source.reads == ["a", "b", "c", "a"]
+
+
+def test_what_hangs_is_not_read_ahead_beside(world: World) -> None:
+    out_of_memory(world)
+    go = world.source.stall("a")
+    lease = world.asked("a")
+    world.now += LOAD_TIMEOUT
+    assert lease.wait(TIMEOUT)
+    lease.release()
+    world.now += FIRST_WAIT
+    world.cache.prefetch()
+    go.set()
+    world.cache.close()
+    assert world.source.reads == ["a", "b", "c", "a"]
+
+
 def test_what_was_unloaded_stays_away(world: World) -> None:
     world.open(prefetch=True)
     world.placed("a").release()
