@@ -21,7 +21,7 @@ from openlora_jax.adapters.counters import Counters, MemoryUse
 from openlora_jax.adapters.forecast import Forecast
 from openlora_jax.adapters.host_cache import HostAdapter, HostCache
 from openlora_jax.adapters.lease import AdapterStatus, Lease
-from openlora_jax.adapters.loader import Loader
+from openlora_jax.adapters.loader import Loader, Reading
 from openlora_jax.adapters.pins import Pins
 from openlora_jax.adapters.prefetch import Prefetch
 from openlora_jax.adapters.quarantine import Failure, Quarantine
@@ -185,7 +185,7 @@ class AdapterCache:
                 self._loader.cancel(lease.digest)
                 self._host.unhold(lease.digest)
                 if residence.unloading:
-                    self._host.drop(lease.digest)
+                    self._drop(lease.digest)
             self._begin_reads()
 
     def load(self, name: str, digest: str) -> None:
@@ -221,7 +221,7 @@ class AdapterCache:
             self._forecast.forget(digest)
             self._residency.unload(digest)
             if not self._host.held(digest):
-                self._host.drop(digest)
+                self._drop(digest)
 
     def pin(self, name: str, pinned: bool) -> None:
         """What a pinned name stands for, once on the device, stays there until the name is unpinned or unloaded.
@@ -284,6 +284,11 @@ class AdapterCache:
             host_bytes=host_bytes,
         )
 
+    def _drop(self, digest: str) -> None:
+        """Forgets the bytes of an adapter that is to be unloaded, those too that are just being read."""
+        self._host.drop(digest)
+        self._loader.unload(digest)
+
     def _here(self, residence: Residence) -> bool:
         return residence.pages is not None or (residence.failure is None and self._host.held(residence.digest))
 
@@ -299,12 +304,13 @@ class AdapterCache:
         return self._here(lease.residence) or lease.error is not None
 
     def _give_up_hanging_reads(self) -> None:
-        """Whoever waits looks at the clock, so that nobody has to watch."""
+        """Whoever waits looks at the clock, so that nobody has to watch, and whether there is a thread to read."""
         lost = [*self._loader.overdue(), *self._loader.hopeless()]
         for digest in lost:
             self._give_up(digest)
-        if lost:
+        if lost or self._loader.stalled:
             self._begin_reads()
+        if lost:
             self._settled.notify_all()
 
     def _give_up(self, digest: str) -> None:
@@ -334,8 +340,7 @@ class AdapterCache:
         if self._prefetch and self._loader.idle and not self._loader.refusal():
             digest = self._prefetch.next_read()
             if digest is not None:
-                self._loader.request(digest)
-                self._loader.start(urgent=[digest], room=True)
+                self._loader.read_ahead(digest)
 
     def _is_refused(self, digest: str) -> bool:
         return self._quarantine.refusal(digest) is not None or self._loader.hangs(digest)
@@ -368,19 +373,18 @@ class AdapterCache:
         """On a loader thread: a read has ended."""
         with self._settled:
             waiting = self._awaited(digest)
-            ahead = self._prefetch is not None and self._prefetch.has_ended(digest)
-            self._loader.finish(digest)
+            reading = self._loader.finish(digest)
             if isinstance(result, Exception):
                 failure = self._quarantine.failed(digest, Failure.of(result))
                 if waiting:
                     self._residency.fail(waiting, failure)
             else:
                 self._quarantine.forget(digest)
-                self._take_in(digest, result, waiting, ahead)
+                self._take_in(digest, result, waiting, reading)
             self._begin_reads()
             self._read_ahead()
             self._settled.notify_all()
-        if waiting or ahead:
+        if waiting or reading.ahead:
             self.on_ready(digest)
 
     def _awaited(self, digest: str) -> Residence | None:
@@ -388,11 +392,13 @@ class AdapterCache:
         residence = self._residency.get(digest)
         return residence if residence and residence.pages is None else None
 
-    def _take_in(self, digest: str, adapter: HostAdapter, waiting: Residence | None, ahead: bool) -> None:
+    def _take_in(self, digest: str, adapter: HostAdapter, waiting: Residence | None, reading: Reading) -> None:
         if waiting:
             self._host.put(digest, adapter, held=True)
             waiting.counts = adapter.counts
-        elif not ahead:
+        elif reading.unloaded:
+            return
+        elif not reading.ahead:
             self._host.put(digest, adapter, held=False)
         elif adapter.nbytes <= self._host.free:
             self._host.put(digest, adapter, held=False)

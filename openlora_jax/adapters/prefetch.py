@@ -16,7 +16,6 @@ class Prefetch:
         self, forecast: Forecast, host: HostCache, residency: Residency, refused: Callable[[str], bool]
     ) -> None:
         """`refused` says whether a digest is not to be tried now."""
-        self._reading: str | None = None
         self._forecast = forecast
         self._host = host
         self._residency = residency
@@ -32,14 +31,7 @@ class Prefetch:
         digest = self._forecast.most(filter(self._could_be_read, fitting))
         if digest is not None:
             del self._host.left[digest]
-        self._reading = digest
         return digest
-
-    def has_ended(self, digest: str) -> bool:
-        """Whether the read of a digest, which has just ended, was the one ahead; there is one at a time."""
-        ahead = self._reading == digest
-        self._reading = None if ahead else self._reading
-        return ahead
 
     def next_write(self) -> tuple[Residence, HostAdapter] | None:
         """What to write into free pages of the device, which it holds from now on."""
