@@ -76,7 +76,8 @@ class AdapterCache:
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
         self._prefetch = Prefetch(self._forecast, self._host, self._residency, self._is_refused) if prefetch else None
-        self._host.left.update(dict.fromkeys(asked_before or {}, 0))
+        before = asked_before or {}
+        self._host.seed(sorted(before, key=before.__getitem__, reverse=True))
         self._requests = count()
         self._waiting: OrderedDict[Lease, None] = OrderedDict()  # not placed and not released, request by request
         self._pins = Pins(source.registrations)
@@ -400,8 +401,7 @@ class AdapterCache:
             return
         elif not reading.ahead:
             self._host.put(digest, adapter, held=False)
-        elif adapter.nbytes <= self._host.free:
-            self._host.put(digest, adapter, held=False)
+        elif self._host.offer(digest, adapter):
             self.counters.prefetched("host", digest)
 
     def _reserve(self, leases: tuple[Lease, ...], urgent: bool) -> list[tuple[Residence, HostAdapter]] | None:

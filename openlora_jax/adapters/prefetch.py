@@ -26,11 +26,9 @@ class Prefetch:
 
         The same digest is not named again before it was there and had to leave.
         """
-        room = self._host.free
-        fitting = (digest for digest, nbytes in self._host.left.items() if 0 < room >= nbytes)
-        digest = self._forecast.most(filter(self._could_be_read, fitting))
+        digest = self._forecast.most(filter(self._could_be_read, self._host.could_return()))
         if digest is not None:
-            del self._host.left[digest]
+            self._host.forget(digest)
         return digest
 
     def next_write(self) -> tuple[Residence, HostAdapter] | None:

@@ -43,6 +43,18 @@ def test_idle_time_brings_what_was_asked_for_most_to_the_device(world: World) ->
     assert (counts.prefetches, counts.prefetch_hits) == ({"host": 3, "device": 3}, {"device": 1})
 
 
+def test_after_a_start_no_more_is_read_than_fits_and_one(world: World) -> None:
+    """Sizes are not known before the first read."""
+    reopened(world, a=9.0, wide=8.0, b=7.0, c=6.0)
+    world.cache.prefetch()
+    assert [world.told.get(timeout=TIMEOUT) for _ in range(2)] == ["a", "wide"]
+    while world.cache.prefetch():
+        pass
+    world.cache.close()
+    assert world.source.reads == ["a", "wide"]
+    assert world.states() == {"a": "resident"}
+
+
 def test_what_was_prefetched_is_the_first_to_leave(world: World) -> None:
     world.open(prefetch=True)
     for digest in "ab":
