@@ -75,7 +75,8 @@ class AdapterCache:
         self._quarantine = Quarantine(clock)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
-        self._prefetch = Prefetch(self._forecast, self._host, self._residency, self._is_refused) if prefetch else None
+        ahead = Prefetch(self._forecast, self._host, self._residency, self._is_refused, source.is_remote)
+        self._prefetch = ahead if prefetch else None
         before = asked_before or {}
         self._host.seed(sorted(before, key=before.__getitem__, reverse=True))
         self._requests = count()

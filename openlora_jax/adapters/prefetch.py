@@ -1,5 +1,5 @@
 """What to bring closer to the device while nobody needs the loaders or the engine: what was asked for most, into room
-that is free. Nothing leaves for it, and on the device it is the first to leave.
+that is free. Nothing leaves for it, nothing is fetched from elsewhere, and on the device it is the first to leave.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,30 @@ class Prefetch:
     """Not thread-safe: the owner calls every method under its lock."""
 
     def __init__(
-        self, forecast: Forecast, host: HostCache, residency: Residency, refused: Callable[[str], bool]
+        self,
+        forecast: Forecast,
+        host: HostCache,
+        residency: Residency,
+        refused: Callable[[str], bool],
+        is_remote: Callable[[str], bool],
     ) -> None:
-        """`refused` says whether a digest is not to be tried now."""
+        """`refused` says whether a digest is not to be tried now, `is_remote` whether its read would fetch it."""
         self._forecast = forecast
         self._host = host
         self._residency = residency
         self._refused = refused
+        self._is_remote = is_remote
 
     def next_read(self) -> str | None:
         """What to read into host memory, and is not on the device nor on its way there.
 
         The same digest is not named again before it was there and had to leave.
         """
-        digest = self._forecast.most(filter(self._could_be_read, self._host.could_return()))
-        if digest is not None:
+        for digest in self._forecast.ranked(filter(self._could_be_read, self._host.could_return())):
             self._host.forget(digest)
-        return digest
+            if not self._is_remote(digest):
+                return digest
+        return None
 
     def next_write(self) -> tuple[Residence, HostAdapter] | None:
         """What to write into free pages of the device, which it holds from now on."""

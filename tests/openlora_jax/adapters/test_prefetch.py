@@ -140,6 +140,16 @@ def test_what_cannot_be_read_or_written_is_not_tried_again_and_again(world: Worl
     assert world.source.reads == ["a", "b"]
 
 
+def test_nothing_is_fetched_from_elsewhere_ahead(world: World) -> None:
+    world.source.remote |= set("ac")
+    reopened(world, a=3.0, b=2.0, c=1.0)
+    world.cache.prefetch()
+    assert world.told.get(timeout=TIMEOUT) == "b"
+    world.cache.prefetch()
+    world.cache.close()
+    assert world.source.reads == ["b"]
+
+
 def out_of_memory(world: World) -> None:
     """An adapter that was there, had to leave, and could come back."""
     world.open(host_bytes=2 * SIZE, threads=2, prefetch=True)
