@@ -12,13 +12,15 @@ from tests.system.models import install
 from tests.system.poisoned import poisoned
 
 CANARIES = [f"canary-{index}" for index in range(64)]
+RANKS = (8, 20, 40)
 CLIENTS = 12
 
 
 @pytest.fixture(scope="module")
 def canaries(store: Path, base: Path) -> Iterator[AdapterStore]:
-    """Of two pages each: the device has room for 4, host memory for about 10."""
-    install(store, base, CANARIES, first_seed=6000, rank=20)
+    """Of one to three pages each: the device has room for about 4, host memory for about 10."""
+    for index, rank in enumerate(RANKS):
+        install(store, base, CANARIES[index :: len(RANKS)], first_seed=6000 + 100 * index, rank=rank)
     adapters = AdapterStore(store)
     yield adapters
     for name in CANARIES:
