@@ -21,7 +21,7 @@ from openlora_jax.adapters.counters import Counters, MemoryUse
 from openlora_jax.adapters.forecast import Forecast
 from openlora_jax.adapters.host_cache import HostAdapter, HostCache
 from openlora_jax.adapters.lease import AdapterStatus, Lease
-from openlora_jax.adapters.loader import Loader
+from openlora_jax.adapters.loader import Loader, Reading
 from openlora_jax.adapters.pins import Pins
 from openlora_jax.adapters.prefetch import Prefetch
 from openlora_jax.adapters.quarantine import Failure, Quarantine
@@ -75,10 +75,10 @@ class AdapterCache:
         self._quarantine = Quarantine(clock)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
-        self._prefetch = (
-            Prefetch(self._forecast, self._host, self._residency, self._is_quarantined) if prefetch else None
-        )
-        self._host.left.update(dict.fromkeys(asked_before or {}, 0))
+        ahead = Prefetch(self._forecast, self._host, self._residency, self._is_refused, source.is_remote)
+        self._prefetch = ahead if prefetch else None
+        before = asked_before or {}
+        self._host.seed(sorted(before, key=before.__getitem__, reverse=True))
         self._requests = count()
         self._waiting: OrderedDict[Lease, None] = OrderedDict()  # not placed and not released, request by request
         self._pins = Pins(source.registrations)
@@ -114,8 +114,12 @@ class AdapterCache:
             writes = self._reserve(leases, urgent)
         if writes is None:
             return False
-        failed = [residence for residence, adapter in writes if not self._write(residence, adapter)]
-        return not failed
+        errors = [(residence, error) for residence, adapter in writes if (error := self._write(residence, adapter))]
+        if errors:
+            self.displace(*leases)
+            for residence, error in errors:
+                self._fail_write(residence, error)
+        return not errors
 
     def fits(self, leases: Iterable[Lease], without: Iterable[Lease]) -> bool:
         """Whether an urgent `place` would find room for one request's leases, if these others, all placed, gave way."""
@@ -147,7 +151,10 @@ class AdapterCache:
         with self._lock:
             self._read_ahead()
             found = self._prefetch.next_write() if self._prefetch else None
-        if found is None or not self._write(*found):
+        if found is None:
+            return False
+        if error := self._write(*found):
+            self._fail_write(found[0], error)
             return False
         self.counters.prefetched("device", found[0].digest)
         return True
@@ -180,7 +187,7 @@ class AdapterCache:
                 self._loader.cancel(lease.digest)
                 self._host.unhold(lease.digest)
                 if residence.unloading:
-                    self._host.drop(lease.digest)
+                    self._drop(lease.digest)
             self._begin_reads()
 
     def load(self, name: str, digest: str) -> None:
@@ -216,7 +223,7 @@ class AdapterCache:
             self._forecast.forget(digest)
             self._residency.unload(digest)
             if not self._host.held(digest):
-                self._host.drop(digest)
+                self._drop(digest)
 
     def pin(self, name: str, pinned: bool) -> None:
         """What a pinned name stands for, once on the device, stays there until the name is unpinned or unloaded.
@@ -253,9 +260,19 @@ class AdapterCache:
             self._settled.notify_all()
 
     def validate(self) -> None:
-        """Raises RuntimeError when a condition of `Residency` does not hold."""
+        """Raises RuntimeError when a condition of `Residency` does not hold, or one of these two.
+
+        * What host memory holds for a request is LOADING.
+        * What is LOADING is held there, or will be read.
+        """
         with self._lock:
             self._residency.validate()
+            loading = {residence.digest for residence in self._residency.all() if residence.pages is None}
+            held = {digest for digest in self._host.digests() if self._host.held(digest)}
+            if not held <= loading:
+                raise RuntimeError(f"host memory holds what nobody waits for: {sorted(held - loading)}")
+            if lost := [digest for digest in loading - held if not self._loader.expects(digest)]:
+                raise RuntimeError(f"awaited and never read: {sorted(lost)}")
 
     def _status(self, digest: str, residence: Residence | None) -> AdapterStatus:
         host_bytes = self._host.size(digest)
@@ -268,6 +285,11 @@ class AdapterCache:
             pages=sum(map(len, pages.values())),
             host_bytes=host_bytes,
         )
+
+    def _drop(self, digest: str) -> None:
+        """Forgets the bytes of an adapter that is to be unloaded, those too that are just being read."""
+        self._host.drop(digest)
+        self._loader.unload(digest)
 
     def _here(self, residence: Residence) -> bool:
         return residence.pages is not None or (residence.failure is None and self._host.held(residence.digest))
@@ -284,19 +306,20 @@ class AdapterCache:
         return self._here(lease.residence) or lease.error is not None
 
     def _give_up_hanging_reads(self) -> None:
-        """Whoever waits looks at the clock, so that nobody has to watch."""
+        """Whoever waits looks at the clock, so that nobody has to watch, and whether there is a thread to read."""
         lost = [*self._loader.overdue(), *self._loader.hopeless()]
         for digest in lost:
             self._give_up(digest)
-        if lost:
+        if lost or self._loader.stalled:
             self._begin_reads()
+        if lost:
             self._settled.notify_all()
 
     def _give_up(self, digest: str) -> None:
         """Fails those who wait for a read."""
-        failure, residence = self._refusal(digest, loaded=False), self._residency.get(digest)
-        if failure and residence:
-            self._residency.fail(residence, failure)
+        failure, waiting = self._refusal(digest, loaded=False), self._awaited(digest)
+        if failure and waiting:
+            self._residency.fail(waiting, failure)
 
     def _lease(self, request: int, name: str, digest: str) -> Lease:
         residence = self._residency.acquire(digest)
@@ -319,11 +342,10 @@ class AdapterCache:
         if self._prefetch and self._loader.idle and not self._loader.refusal():
             digest = self._prefetch.next_read()
             if digest is not None:
-                self._loader.request(digest)
-                self._loader.start(urgent=[digest], room=True)
+                self._loader.read_ahead(digest)
 
-    def _is_quarantined(self, digest: str) -> bool:
-        return self._quarantine.refusal(digest) is not None
+    def _is_refused(self, digest: str) -> bool:
+        return self._quarantine.refusal(digest) is not None or self._loader.hangs(digest)
 
     def _fetch(self, residence: Residence, *, again: bool = False) -> None:
         """Sees to it that a residence without pages gets its adapter into host memory, and that it stays there."""
@@ -352,30 +374,35 @@ class AdapterCache:
     def _loaded(self, digest: str, result: HostAdapter | Exception) -> None:
         """On a loader thread: a read has ended."""
         with self._settled:
-            waiting = self._residency.get(digest)
-            ahead = self._prefetch is not None and self._prefetch.has_ended(digest)
-            self._loader.finish(digest)
+            waiting = self._awaited(digest)
+            reading = self._loader.finish(digest)
             if isinstance(result, Exception):
                 failure = self._quarantine.failed(digest, Failure.of(result))
                 if waiting:
                     self._residency.fail(waiting, failure)
             else:
                 self._quarantine.forget(digest)
-                self._take_in(digest, result, waiting, ahead)
+                self._take_in(digest, result, waiting, reading)
             self._begin_reads()
             self._read_ahead()
             self._settled.notify_all()
-        if waiting or ahead:
+        if waiting or reading.ahead:
             self.on_ready(digest)
 
-    def _take_in(self, digest: str, adapter: HostAdapter, waiting: Residence | None, ahead: bool) -> None:
+    def _awaited(self, digest: str) -> Residence | None:
+        """Who waits for a read. What is on the device does not, whatever is read."""
+        residence = self._residency.get(digest)
+        return residence if residence and residence.pages is None else None
+
+    def _take_in(self, digest: str, adapter: HostAdapter, waiting: Residence | None, reading: Reading) -> None:
         if waiting:
             self._host.put(digest, adapter, held=True)
             waiting.counts = adapter.counts
-        elif not ahead:
+        elif reading.unloaded:
+            return
+        elif not reading.ahead:
             self._host.put(digest, adapter, held=False)
-        elif adapter.nbytes <= self._host.free:
-            self._host.put(digest, adapter, held=False)
+        elif self._host.offer(digest, adapter):
             self.counters.prefetched("host", digest)
 
     def _reserve(self, leases: tuple[Lease, ...], urgent: bool) -> list[tuple[Residence, HostAdapter]] | None:
@@ -404,16 +431,22 @@ class AdapterCache:
         self._begin_reads()
         return writes
 
-    def _write(self, residence: Residence, adapter: HostAdapter) -> bool:
-        """Dispatches a page write. Only this thread gives pages away, so they are still this residence's own."""
+    def _write(self, residence: Residence, adapter: HostAdapter) -> Exception | None:
+        """Dispatches a page write. Only this thread gives pages away, so they are still this residence's own.
+
+        Returns:
+            What went wrong.
+        """
         try:
             with self.counters.load(residence.digest, "host") as load:
                 self._pool.write(residence.pages or {}, adapter.pages)
                 load.lap("write")
                 load.nbytes = adapter.nbytes
         except (MemoryError, RuntimeError) as error:  # memory ran out, or what else JAX reports
-            with self._lock:
-                failure = self._quarantine.failed(residence.digest, Failure.of(error))
-                self._residency.fail(residence, failure)
-            return False
-        return True
+            return error
+        return None
+
+    def _fail_write(self, residence: Residence, error: Exception) -> None:
+        with self._lock:
+            failure = self._quarantine.failed(residence.digest, Failure.of(error))
+            self._residency.fail(residence, failure)

@@ -1,6 +1,6 @@
 """How often each adapter is asked for: exponentially weighted counts, and what they say will be asked for again."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import nlargest
 from math import log2
 
@@ -37,12 +37,18 @@ class Forecast:
 
     def most(self, digests: Iterable[str]) -> str | None:
         """Of these, the one that was asked for most; None if none is remembered."""
-        known = (digest for digest in digests if digest in self._scores)
-        return max(known, key=self._scores.__getitem__, default=None)
+        return max(self._known(digests), key=self._scores.__getitem__, default=None)
+
+    def ranked(self, digests: Iterable[str]) -> list[str]:
+        """Of these, those that are remembered, the one that was asked for most first."""
+        return sorted(self._known(digests), key=self._scores.__getitem__, reverse=True)
 
     def forget(self, digest: str) -> None:
         """Nothing is expected of a digest until it is asked for again."""
         self._scores.pop(digest, None)
+
+    def _known(self, digests: Iterable[str]) -> Iterator[str]:
+        return (digest for digest in digests if digest in self._scores)
 
     def _forget_some(self) -> None:
         if len(self._scores) > MAX_DIGESTS:

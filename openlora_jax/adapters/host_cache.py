@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ StagedPages = Mapping[str, Sequence[AnyArray]]
 """The same, each array page by page as a write takes them: `[layers, 16, width]`."""
 
 MAX_LEFT = 1024
+"""Adapters that could come back."""
+
 LOAD_SECONDS = 0.05
 """What a load takes, where it was not measured."""
 
@@ -53,7 +56,6 @@ class HostCache:
         budget: of all adapters here, in bytes; only adapters that requests wait for may exceed it.
         nbytes: of all adapters here.
         held_bytes: of those that requests wait for.
-        left: adapters that had to leave for room and have not come back, with their bytes; `MAX_LEFT` at most.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class HostCache:
         self.budget = budget
         self.nbytes = 0
         self.held_bytes = 0
-        self.left: OrderedDict[str, int] = OrderedDict()
+        self._left: OrderedDict[str, int] = OrderedDict()  # digest -> bytes, or 0 when they are not known
         self._adapters: dict[str, HostAdapter] = {}
         self._values = GreedyDual()
         self._held: set[str] = set()
@@ -97,12 +99,33 @@ class HostCache:
         """Pages by module of an adapter that is here."""
         return self._adapters[digest].counts
 
+    def seed(self, digests: Iterable[str]) -> None:
+        """Adapters that were here before a start, those that matter most first: they could come back."""
+        self._left.update(dict.fromkeys(islice(digests, MAX_LEFT), 0))
+
+    def could_return(self) -> Iterable[str]:
+        """Adapters that had to leave and would find room now, as far as their sizes are known."""
+        room = self.free
+        return (digest for digest, nbytes in self._left.items() if 0 < room >= nbytes)
+
+    def forget(self, digest: str) -> None:
+        """It is not to come back until it was here again."""
+        self._left.pop(digest, None)
+
+    def offer(self, digest: str, adapter: HostAdapter) -> bool:
+        """Takes in an adapter that came back, if none must leave for it; else none of unknown size is tried again."""
+        if adapter.nbytes > self.free:
+            self._left = OrderedDict((digest, nbytes) for digest, nbytes in self._left.items() if nbytes)
+            return False
+        self.put(digest, adapter, held=False)
+        return True
+
     def put(self, digest: str, adapter: HostAdapter, *, held: bool) -> None:
         """Takes an adapter in, and drops others for it."""
         if digest in self._adapters:
             self._remove(digest)
         self._adapters[digest] = adapter
-        self.left.pop(digest, None)
+        self.forget(digest)
         self._use(digest, adapter)
         self.nbytes += adapter.nbytes
         if held:
@@ -131,7 +154,7 @@ class HostCache:
 
     def drop(self, digest: str) -> None:
         """Forgets an adapter that is to be unloaded, held or not; one that is not here stays so."""
-        self.left.pop(digest, None)
+        self.forget(digest)
         if digest in self._adapters:
             self._values.remove(digest)
             self._remove(digest)
@@ -148,9 +171,9 @@ class HostCache:
             self.held_bytes -= nbytes
 
     def _leave(self, digest: str, nbytes: int) -> None:
-        self.left[digest] = nbytes
-        if len(self.left) > MAX_LEFT:
-            self.left.popitem(last=False)
+        self._left[digest] = nbytes
+        if len(self._left) > MAX_LEFT:
+            self._left.popitem(last=False)
 
     def _trim(self) -> None:
         while self.nbytes > self.budget:

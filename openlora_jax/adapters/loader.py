@@ -4,6 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -13,6 +14,21 @@ T = TypeVar("T")
 
 GRACE = 1.0
 """Seconds that threads have to end when nothing is read any more."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """A read that has begun.
+
+    Attributes:
+        began: when.
+        ahead: nobody had asked for it then.
+        unloaded: what it yields is for those alone who wait for it.
+    """
+
+    began: float
+    ahead: bool = False
+    unloaded: bool = False
 
 
 class Loader(Generic[T]):
@@ -43,22 +59,27 @@ class Loader(Generic[T]):
         self._stopped = False
         self._pending: OrderedDict[str, bool] = OrderedDict()  # digest -> whether it may start without room
         self._asked: dict[str, float] = {}  # digest -> when its pending read was requested
-        self._running: dict[str, float] = {}  # digest -> when its read began
-        self._hanging: set[str] = set()
+        self._running: dict[str, Reading] = {}
+        self._hanging: dict[str, Reading] = {}
 
     @property
     def idle(self) -> bool:
         """Whether nothing is read or waits for it."""
         return not self._running and not self._pending
 
+    @property
+    def stalled(self) -> bool:
+        """Whether something waits to be read, and nothing is."""
+        return bool(self._pending) and not self._running
+
     def request(self, digest: str, *, again: bool = False) -> None:
-        """Queues a read unless one is queued or running.
+        """Queues a read unless one is queued, running or hanging.
 
         Args:
             digest: of the adapter.
             again: it was loaded for a request that still waits: ahead of the others, and whether or not there is room.
         """
-        if digest not in self._running:
+        if digest not in self._running and digest not in self._hanging:
             self._pending[digest] = self._pending.get(digest, False) or again
             self._asked.setdefault(digest, self._clock())
             if again:
@@ -74,29 +95,30 @@ class Loader(Generic[T]):
         """Begins reads on idle threads: what is `urgent` first; without room in host memory, only what needs none."""
         while self._has_thread():
             digest = self._next(urgent, room)
-            if digest is None:
+            if digest is None or not self._begin(digest, ahead=False):
                 return
             del self._pending[digest]
-            now = self._clock()
-            self._counters.waited(now - self._asked.pop(digest))
-            if len(self._threads) == len(self._running) + len(self._hanging):
-                self._threads.append(threading.Thread(target=self._work, name="adapter-loader", daemon=True))
-                self._threads[-1].start()
-            self._running[digest] = now
-            self._jobs.put(digest)
+            self._counters.waited(self._clock() - self._asked.pop(digest))
 
-    def finish(self, digest: str) -> None:
-        """Notes the end of a read."""
-        self._running.pop(digest, None)
-        self._hanging.discard(digest)
+    def read_ahead(self, digest: str) -> None:
+        """Begins a read that nobody has asked for, while the loader is idle and refuses nothing."""
+        self._begin(digest, ahead=True)
+
+    def unload(self, digest: str) -> None:
+        """What its read yields, if there is one, is for those alone who wait for it then."""
+        if reading := self._running.get(digest) or self._hanging.get(digest):
+            reading.unloaded = True
+
+    def finish(self, digest: str) -> Reading:
+        """Notes the end of a read, and returns what was known of it."""
+        return self._running.pop(digest, None) or self._hanging.pop(digest)
 
     def overdue(self) -> list[str]:
         """The digests whose reads hang from now on."""
         now = self._clock()
-        late = [digest for digest, began in self._running.items() if now - began >= self.timeout]
+        late = [digest for digest, reading in self._running.items() if now - reading.began >= self.timeout]
         for digest in late:
-            del self._running[digest]
-            self._hanging.add(digest)
+            self._hanging[digest] = self._running.pop(digest)
             self._counters.not_loaded("timed_out")
         return late
 
@@ -110,6 +132,10 @@ class Loader(Generic[T]):
     def hangs(self, digest: str) -> bool:
         """Whether its read has not ended in time, and not since."""
         return digest in self._hanging
+
+    def expects(self, digest: str) -> bool:
+        """Whether its read is to end, or, as the loader has stopped, none is."""
+        return self._stopped or digest in self._running or digest in self._pending
 
     def refusal(self) -> str | None:
         """Why nothing can be read now."""
@@ -136,6 +162,19 @@ class Loader(Generic[T]):
     def _has_thread(self) -> bool:
         busy = len(self._running)
         return not self._stopped and busy < self._limit and busy + len(self._hanging) < 2 * self._limit
+
+    def _begin(self, digest: str, *, ahead: bool) -> bool:
+        """Hands a read to a thread; False if the system has none to give."""
+        if len(self._threads) == len(self._running) + len(self._hanging):
+            thread = threading.Thread(target=self._work, name="adapter-loader", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._threads.append(thread)
+        self._running[digest] = Reading(self._clock(), ahead)
+        self._jobs.put(digest)
+        return True
 
     def _next(self, urgent: Collection[str], room: bool) -> str | None:
         for digest in urgent:

@@ -1,5 +1,5 @@
 """What to bring closer to the device while nobody needs the loaders or the engine: what was asked for most, into room
-that is free. Nothing leaves for it, and on the device it is the first to leave.
+that is free. Nothing leaves for it, nothing is fetched from elsewhere, and on the device it is the first to leave.
 """
 
 from collections.abc import Callable
@@ -13,29 +13,30 @@ class Prefetch:
     """Not thread-safe: the owner calls every method under its lock."""
 
     def __init__(
-        self, forecast: Forecast, host: HostCache, residency: Residency, refused: Callable[[str], bool]
+        self,
+        forecast: Forecast,
+        host: HostCache,
+        residency: Residency,
+        refused: Callable[[str], bool],
+        is_remote: Callable[[str], bool],
     ) -> None:
-        """`refused` says whether a digest is not to be tried now."""
-        self._reading: str | None = None
+        """`refused` says whether a digest is not to be tried now, `is_remote` whether its read would fetch it."""
         self._forecast = forecast
         self._host = host
         self._residency = residency
         self._refused = refused
+        self._is_remote = is_remote
 
     def next_read(self) -> str | None:
-        """What to read into host memory; the same digest is not named again before it was there and had to leave."""
-        room = self._host.free
-        digest = self._forecast.most(digest for digest, nbytes in self._host.left.items() if 0 < room >= nbytes)
-        if digest is not None:
-            del self._host.left[digest]
-        self._reading = digest
-        return digest
+        """What to read into host memory, and is not on the device nor on its way there.
 
-    def has_ended(self, digest: str) -> bool:
-        """Whether the read of a digest, which has just ended, was the one ahead; there is one at a time."""
-        ahead = self._reading == digest
-        self._reading = None if ahead else self._reading
-        return ahead
+        The same digest is not named again before it was there and had to leave.
+        """
+        for digest in self._forecast.ranked(filter(self._could_be_read, self._host.could_return())):
+            self._host.forget(digest)
+            if not self._is_remote(digest):
+                return digest
+        return None
 
     def next_write(self) -> tuple[Residence, HostAdapter] | None:
         """What to write into free pages of the device, which it holds from now on."""
@@ -45,6 +46,9 @@ class Prefetch:
             return None
         residence = self._residency.prefetch(digest, adapter.counts)
         return (residence, adapter) if residence else None
+
+    def _could_be_read(self, digest: str) -> bool:
+        return self._residency.get(digest) is None and not self._refused(digest)
 
     def _could_be_placed(self, digest: str) -> bool:
         return (

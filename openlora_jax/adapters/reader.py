@@ -27,6 +27,9 @@ class AdapterSource(Protocol):
     """
 
     def registrations(self) -> Mapping[str, Registration]: ...
+    def is_remote(self, digest: str) -> bool:
+        """Whether its next read fetches it from elsewhere. Quick: looks at this disk at most."""
+
     def manifest(self, digest: str) -> AdapterFacts: ...
     def read(self, digest: str) -> tuple[AdapterFacts, AdapterTensors]: ...
 

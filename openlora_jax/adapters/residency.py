@@ -116,8 +116,13 @@ class Residency:
 
         Returns:
             What was evicted; one that others wait for is LOADING again. None if there is no room now.
+
+        Raises:
+            RuntimeError: what a member needs is unknown, as its load is not done.
         """
         absent = [member for member in dict.fromkeys(members) if member.pages is None]
+        if unknown := [member.digest for member in absent if member.counts is None]:
+            raise RuntimeError(f"placed before they were loaded: {unknown}")
         needed = _total(absent)
         spared = [] if urgent else [r for r in self._recency.values() if now - r.placed_at < self.min_residency]
         victims = self._victims(needed, [*members, *(r for r in spared if r.waiters)])
@@ -189,7 +194,13 @@ class Residency:
         return True
 
     def fail(self, residence: Residence, failure: Failure) -> None:
-        """Ends a residence whose adapter cannot be had, whoever holds it; they read the failure."""
+        """Ends a residence whose adapter cannot be had, whoever waits for it; they read the failure.
+
+        Raises:
+            RuntimeError: somebody uses its pages.
+        """
+        if residence.refs:
+            raise RuntimeError(f"failed under those who use it: {residence}")
         residence.failure = failure
         self._free(residence, "failure")
 

@@ -34,17 +34,21 @@ class Facts:
 
 @dataclass
 class FakeSource:
-    """Adapters by digest; a read of one in `stalled` waits for its event, one in `broken` raises."""
+    """Adapters by digest, those in `remote` elsewhere; a read in `stalled` waits for its event, in `broken` raises."""
 
     facts: dict[str, Facts] = field(default_factory=dict)
     stalled: dict[str, threading.Event] = field(default_factory=dict)
     broken: dict[str, Exception] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
+    remote: set[str] = field(default_factory=set)
     begun: SimpleQueue[str] = field(default_factory=SimpleQueue)
     names: dict[str, str] = field(default_factory=dict)
 
     def registrations(self) -> Mapping[str, Registration]:
         return {name: Registration(digest, "") for name, digest in self.names.items()}
+
+    def is_remote(self, digest: str) -> bool:
+        return digest in self.remote
 
     def manifest(self, digest: str) -> Facts:
         return self.facts[digest]

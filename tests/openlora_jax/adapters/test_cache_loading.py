@@ -1,5 +1,7 @@
 """What is read, when, and what happens to those who wait for it."""
 
+import threading
+
 import pytest
 
 from openlora_jax.adapters.quarantine import FIRST_WAIT
@@ -151,6 +153,45 @@ def test_a_load_that_everybody_left_still_serves_the_next_one(world: World) -> N
     go.set()
     assert late.wait(TIMEOUT)
     assert world.source.reads == ["a"]
+
+
+@pytest.mark.parametrize("left", ["before", "after"])
+def test_what_is_unloaded_while_it_is_read_does_not_come_back(world: World, left: str) -> None:
+    go = world.source.stall("a")
+    lease = world.asked("a")
+    assert world.source.begun.get(timeout=TIMEOUT) == "a"
+    if left == "before":
+        lease.release()
+    world.cache.unload("a")
+    if left == "after":
+        lease.release()
+    go.set()
+    world.cache.close()
+    assert world.states() == {}
+
+
+def test_who_asks_after_an_unload_gets_what_is_being_read(world: World) -> None:
+    go = world.source.stall("a")
+    world.asked("a").release()
+    world.cache.unload("a")
+    late = world.asked("a")
+    go.set()
+    assert late.wait(TIMEOUT)
+    assert world.cache.place(late)
+    assert world.source.reads == ["a"]
+
+
+def test_when_the_system_has_no_thread_to_give_it_is_read_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        lease = world.asked("a")
+        assert not lease.ready
+        world.cache.validate()
+    assert lease.wait(TIMEOUT)
+    assert world.cache.place(lease)
 
 
 def test_host_memory_bounds_how_many_waiting_adapters_are_read(world: World) -> None:

@@ -60,6 +60,26 @@ def test_who_is_cheap_to_read_again_leaves_first() -> None:
     assert set(cache.digests()) == {"dear", "last", "new"}
 
 
+def test_who_left_could_return_when_there_is_room() -> None:
+    cache = filled("a", "b", "c", "d")
+    cache.drop("b")
+    assert list(cache.could_return()) == ["a"]
+    assert cache.offer("a", adapter(10))
+    assert (list(cache.could_return()), cache.nbytes) == ([], 30)
+
+
+def test_of_those_who_were_here_before_a_start_none_is_tried_once_one_was_too_large() -> None:
+    cache = HostCache(30)
+    cache.seed(str(number) for number in range(2000))
+    assert list(cache.could_return()) == [str(number) for number in range(1024)]
+    for size, taken, left in ((10, True, 1023), (21, False, 0)):
+        digest = next(iter(cache.could_return()))
+        cache.forget(digest)
+        assert cache.offer(digest, adapter(size)) == taken
+        assert len(list(cache.could_return())) == left
+    assert set(cache.digests()) == {"0"}
+
+
 class LeastRecentlyUsed:
     """What the host tier would be without values."""
 

@@ -131,6 +131,7 @@ def hang(reader: Reader, digest: str) -> threading.Event:
 def test_a_read_that_hangs_gives_way_to_another_thread(reader: Reader) -> None:
     go = hang(reader, "a")
     assert reader.loader.hangs("a")
+    reader.loader.request("a")
     reader.loader.request("b")
     reader.loader.start(urgent=(), room=True)
     assert reader.ended.get(timeout=TIMEOUT) == ("b", "B")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from openlora_jax.adapters.cache import AdapterCache
+from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.quarantine import FIRST_WAIT
 from tests.openlora_jax.adapters.fakes import BASE, CAPACITIES, LOAD_TIMEOUT, SIZE, TIMEOUT, World
 
@@ -42,6 +43,18 @@ def test_idle_time_brings_what_was_asked_for_most_to_the_device(world: World) ->
     assert (counts.prefetches, counts.prefetch_hits) == ({"host": 3, "device": 3}, {"device": 1})
 
 
+def test_after_a_start_no_more_is_read_than_fits_and_one(world: World) -> None:
+    """Sizes are not known before the first read."""
+    reopened(world, a=9.0, wide=8.0, b=7.0, c=6.0)
+    world.cache.prefetch()
+    assert [world.told.get(timeout=TIMEOUT) for _ in range(2)] == ["a", "wide"]
+    while world.cache.prefetch():
+        pass
+    world.cache.close()
+    assert world.source.reads == ["a", "wide"]
+    assert world.states() == {"a": "resident"}
+
+
 def test_what_was_prefetched_is_the_first_to_leave(world: World) -> None:
     world.open(prefetch=True)
     for digest in "ab":
@@ -68,6 +81,39 @@ def test_one_that_had_to_leave_host_memory_comes_back_when_there_is_room(world: 
     assert world.states() == {"a": "host", "b": "loading"}
 
 
+def read_ahead_of_what_is_on_the_device(world: World) -> Lease:
+    """A placed adapter that has left host memory, where there is room for it again."""
+    world.open(host_bytes=2 * SIZE, threads=1, prefetch=True)
+    lease = world.placed("a")
+    for digest in "bc":
+        world.cache.load(digest.upper(), digest)
+    assert {status.digest for status in world.cache.status() if status.host_bytes} == {"b", "c"}
+    world.cache.unload("c")
+    return lease
+
+
+def test_what_is_on_the_device_is_not_read_ahead(world: World) -> None:
+    read_ahead_of_what_is_on_the_device(world).release()
+    while world.cache.prefetch():
+        world.cache.validate()
+    wide = world.placed("wide")
+    world.cache.validate()
+    wide.release()
+    assert world.owner(world.placed("a")) == {1.0}, "the base model would answer in its name"
+    assert world.source.reads[:4] == ["a", "b", "c", "wide"]
+
+
+def test_an_adapter_in_use_keeps_its_pages_when_its_artifact_is_gone(world: World) -> None:
+    lease = read_ahead_of_what_is_on_the_device(world)
+    world.source.broken["a"] = FileNotFoundError("gone")
+    while world.cache.prefetch():
+        world.cache.validate()
+    wide = world.ready("wide")
+    assert lease.error is None
+    assert not world.cache.place(wide)
+    assert world.owner(lease) == {1.0}
+
+
 def test_a_request_for_what_is_read_ahead_waits_for_that_read(world: World) -> None:
     reopened(world, a=1.0)
     go = world.source.stall("a")
@@ -92,6 +138,48 @@ def test_what_cannot_be_read_or_written_is_not_tried_again_and_again(world: Worl
     world.now += FIRST_WAIT
     assert world.cache.prefetch()
     assert world.source.reads == ["a", "b"]
+
+
+def test_nothing_is_fetched_from_elsewhere_ahead(world: World) -> None:
+    world.source.remote |= set("ac")
+    reopened(world, a=3.0, b=2.0, c=1.0)
+    world.cache.prefetch()
+    assert world.told.get(timeout=TIMEOUT) == "b"
+    world.cache.prefetch()
+    world.cache.close()
+    assert world.source.reads == ["b"]
+
+
+def out_of_memory(world: World) -> None:
+    """An adapter that was there, had to leave, and could come back."""
+    world.open(host_bytes=2 * SIZE, threads=2, prefetch=True)
+    for digest in "abc":
+        world.cache.load(digest.upper(), digest)
+    world.cache.unload("c")
+    assert world.states() == {"b": "host"}
+
+
+def test_what_fails_is_not_read_ahead_right_after(world: World) -> None:
+    out_of_memory(world)
+    world.source.broken["a"] = OSError("gone")
+    assert "tried again in 1 s" in str(world.ready("a").error)
+    world.cache.prefetch()
+    world.cache.close()
+    assert world.source.reads == ["a", "b", "c", "a"]
+
+
+def test_what_hangs_is_not_read_ahead_beside(world: World) -> None:
+    out_of_memory(world)
+    go = world.source.stall("a")
+    lease = world.asked("a")
+    world.now += LOAD_TIMEOUT
+    assert lease.wait(TIMEOUT)
+    lease.release()
+    world.now += FIRST_WAIT
+    world.cache.prefetch()
+    go.set()
+    world.cache.close()
+    assert world.source.reads == ["a", "b", "c", "a"]
 
 
 def test_what_was_unloaded_stays_away(world: World) -> None:

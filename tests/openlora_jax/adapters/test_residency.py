@@ -215,3 +215,19 @@ def test_validate_sees_what_is_broken(breakage: str) -> None:
         residency.release(b, placed=True)
     with pytest.raises(RuntimeError):
         residency.validate()
+
+
+def test_what_was_not_loaded_gets_no_pages() -> None:
+    residency = Residency(CAPACITIES)
+    with pytest.raises(RuntimeError, match=r"before they were loaded: \['a'\]"):
+        residency.place([residency.acquire("a")])
+    residency.validate()
+
+
+def test_what_is_in_use_does_not_fail() -> None:
+    residency = Residency(CAPACITIES)
+    residence = resident(residency, "a", refs=1, waiters=1)
+    with pytest.raises(RuntimeError, match="who use it"):
+        residency.fail(residence, BROKEN)
+    residency.validate()
+    assert residence.failure is None
