@@ -150,8 +150,8 @@ class DiskCache:
             self.nbytes += size
 
     def _remove(self, digest: str) -> None:
+        self.nbytes -= self._sizes.pop(digest)  # first: what cannot be deleted now is not tried for ever
         self._artifacts.delete(digest)
-        self.nbytes -= self._sizes.pop(digest)
 
 
 def _footprint(manifest: Manifest) -> int:
