@@ -1,9 +1,13 @@
 """The disk cache where the directory changes under it: people delete files, deletions fail, two add the same."""
 
+import os
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,3 +108,41 @@ def test_what_cannot_be_deleted_fails_one_fetch_and_no_other(
         add(cache, source, c)
     add(cache, source, c)
     assert [cache.holds(digest) for digest in digests] == [False, True, True]
+
+
+def test_of_two_that_add_the_same_the_later_may_end_first(
+    cache: DiskCache, source: AdapterStore, digests: list[str], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = digests[0]
+    in_place, go = threading.Event(), threading.Event()
+    original = cache._artifacts.add
+
+    def pause(*arguments: Any) -> None:
+        original(*arguments)
+        in_place.set()
+        assert go.wait(30)
+
+    monkeypatch.setattr(cache._artifacts, "add", pause)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(add, cache, source, digest)
+        try:
+            assert in_place.wait(30)
+            add(cache, source, digest)
+            assert cache.read(digest)
+        finally:
+            go.set()
+        first.result(30)
+    assert cache.holds(digest)
+    assert cache.nbytes == size
+
+
+def test_what_was_read_well_is_no_failure(
+    cache: DiskCache, source: AdapterStore, digests: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(cache, source, digests[0])
+
+    def gone(path: Path) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "utime", gone)
+    assert cache.read(digests[0])
