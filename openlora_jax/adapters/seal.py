@@ -14,6 +14,7 @@ file system can write anything into the process as well.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -62,11 +63,15 @@ class Seal:
             return None
 
     def write(self, folder: Path) -> None:
-        """Puts the seal into an artifact's folder. Raises OSError.
-
-        As it is: one that was not written to its end is no JSON, and several processes write the same.
-        """
-        (folder / NAME).write_text(json.dumps(asdict(self)))
+        """Puts the seal into an artifact's folder, in the place of whatever has its name. Raises OSError."""
+        new = folder / f".{NAME}.{os.urandom(8).hex()}"
+        try:
+            with open(new, "x") as file:  # never through a link
+                json.dump(asdict(self), file)
+            os.replace(new, folder / NAME)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
     def proves(self, digest: str, artifact: Artifact) -> bool:
         """Whether what was read is what was digested, with this result."""

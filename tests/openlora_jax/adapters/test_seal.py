@@ -161,6 +161,20 @@ def test_a_store_that_cannot_be_written_is_read(
     assert digested == [digest, digest]
 
 
+def test_a_link_in_the_seals_place_is_replaced_not_followed(
+    store: AdapterStore, digest: str, digested: Digested, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    lose(store.folder(digest))
+    (store.folder(digest) / NAME).symlink_to(victim)
+    for _ in range(2):
+        assert store.read(digest)
+    assert victim.read_text() == "precious"
+    assert digested == [digest], "sealed anew"
+    assert {path.name for path in store.folder(digest).iterdir()} == {"manifest.json", "tensors", NAME}
+
+
 def test_verify_always_digests(store: AdapterStore, digest: str, digested: Digested) -> None:
     assert store.verify() == {digest: None}
     assert digested == [digest]
