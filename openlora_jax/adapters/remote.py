@@ -6,7 +6,7 @@ hold URLs: neither is shown.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +16,25 @@ from openlora_jax.adapters.registry import DIGEST
 from openlora_jax.errors import BadCheckpoint, InvalidConfig
 from openlora_jax.untrusted import JSON_LIMIT
 
+REGISTRY = "registry.jsonl"
 REGISTRY_LIMIT = 256 << 20
 """Bytes of a registry, at most: a million names take 180 MB."""
+
+VERSIONS = frozenset(
+    {
+        "ETag",
+        "etag",
+        "Last-Modified",
+        "LastModified",
+        "last_modified",
+        "mtime",
+        "updated",
+        "generation",
+        "ino",
+        "blob_id",
+    }
+)
+"""What file systems call that which changes with a file: its entity tag, time or number."""
 
 Answer = TypeVar("Answer")
 
@@ -48,6 +65,18 @@ class Remote:
             )
             raise InvalidConfig("remote", f"{self.place} {reason}; see fsspec's list of file systems") from None
 
+    def registry_version(self) -> Mapping[str, str] | None:
+        """What changes with the registry, as the file system says now; None if it says nothing of the kind.
+
+        Raises:
+            BadCheckpoint: there is no registry.
+            OSError: the other side cannot be reached.
+        """
+        self._asked(self._files.invalidate_cache)
+        facts = self._asked(lambda: self._files.info(f"{self._root}/{REGISTRY}"))
+        version = {key: str(facts[key]) for key in sorted(VERSIONS & facts.keys()) if facts[key] is not None}
+        return {**version, "size": str(facts.get("size"))} if version else None
+
     def registry(self) -> bytes:
         """The registry, as it is now.
 
@@ -55,8 +84,7 @@ class Remote:
             BadCheckpoint: it is not there, or too large.
             OSError: the other side cannot be reached.
         """
-        self._asked(self._files.invalidate_cache)
-        return self._read("registry.jsonl", REGISTRY_LIMIT)
+        return self._read(REGISTRY, REGISTRY_LIMIT)
 
     def manifest(self, digest: str) -> tuple[Manifest, bytes]:
         """The manifest of an artifact, and the text that it is from; neither is proved to be of that digest.

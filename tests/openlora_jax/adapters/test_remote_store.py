@@ -126,6 +126,44 @@ def test_names_follow_the_other_side(open_store: Callable[..., RemoteStore], the
     assert "late" in store.registrations()
 
 
+def test_names_that_did_not_change_are_not_fetched_again(
+    open_store: Callable[..., RemoteStore], there: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    fetches = list[bytes]()
+
+    def fetch() -> bytes:
+        fetches.append(original())
+        return fetches[-1]
+
+    original = store._remote.registry
+    monkeypatch.setattr(store._remote, "registry", fetch)
+    for _ in range(3):
+        store._registry.refresh()
+    assert fetches == []
+    there.remove("a")
+    for _ in range(3):
+        store._registry.refresh()
+    assert len(fetches) == 1
+    assert "a" not in store.registrations()
+
+
+def test_names_are_followed_where_a_file_system_knows_no_versions(
+    open_store: Callable[..., RemoteStore], there: AdapterStore
+) -> None:
+    files = fsspec.filesystem("memory")
+    path = "/versionless/registry.jsonl"
+    files.pipe(path, (there.path / "registry.jsonl").read_bytes())
+    store = open_store("memory://versionless")
+    before = store.registrations()
+    store._registry.refresh()
+    assert store.registrations() is before
+    text = files.cat(path).replace(b'"a"', b'"z"')
+    files.pipe(path, text)
+    store._registry.refresh()
+    assert set(names_of(store)) == set("zbc")
+
+
 def test_the_least_recently_used_leaves_for_the_next(
     open_store: Callable[..., RemoteStore], here: AdapterStore, there: AdapterStore
 ) -> None:
