@@ -6,7 +6,7 @@ hold URLs: neither is shown.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -106,9 +106,8 @@ class Remote:
             BadCheckpoint: a file is missing, or of another size than the manifest states.
             OSError: the other side cannot be reached, or the disk is full.
         """
-        files = array_files(manifest)
-        names = [f"artifacts/{digest}/{chunk.name}" for chunk in files]
-        for chunk, content in zip(files, self._read_all(names, [chunk.size for chunk in files]), strict=True):
+        for chunk in array_files(manifest):
+            content = self._read(f"artifacts/{digest}/{chunk.name}", chunk.size)
             if len(content) != chunk.size:
                 raise BadCheckpoint(f"{self.place}/artifacts/{digest}/{chunk.name}", f"is not of {chunk.size:,} bytes")
             (folder / chunk.name).parent.mkdir(parents=True, exist_ok=True)
@@ -117,16 +116,19 @@ class Remote:
         (folder / "manifest.json").write_bytes(text)
 
     def _read(self, name: str, limit: int) -> bytes:
-        [content] = self._read_all([name], [limit])
+        content = self._asked(lambda: self._read_beyond(name, limit))
         if len(content) > limit:
             raise BadCheckpoint(f"{self.place}/{name}", f"is larger than {limit:,} bytes")
         return content
 
-    def _read_all(self, names: Sequence[str], limits: Sequence[int]) -> list[bytes]:
-        """The files from their begin, side by side where the file system can; one byte more than allowed, if it has."""
-        paths = [f"{self._root}/{name}" for name in names]
-        ends = [limit + 1 for limit in limits]
-        return self._asked(lambda: list(self._files.cat_ranges(paths, [0] * len(paths), ends, on_error="raise")))
+    def _read_beyond(self, name: str, limit: int) -> bytes:
+        """A file as a stream, of which never more is taken than one byte beyond the limit; a range may be ignored."""
+        parts, left = list[bytes](), limit + 1
+        with self._files.open(f"{self._root}/{name}", "rb") as file:
+            while left and (part := file.read(left)):
+                parts.append(part)
+                left -= len(part)
+        return b"".join(parts)
 
     def _asked(self, ask: Callable[[], Answer]) -> Answer:
         """Asks the file system; its own errors say too much."""
