@@ -1,5 +1,6 @@
 """The names of a remote store, as they were a moment ago: nobody who asks for a name waits for the other side."""
 
+import hashlib
 import logging
 import os
 import threading
@@ -28,7 +29,8 @@ class RemoteRegistry:
         self._remote = remote
         self._path = path
         self._registry = Registry(path)
-        self._text: bytes | None = None
+        self._version: Mapping[str, str] | None = None
+        self._digest = b""
         self._away = False
         self._closing = threading.Event()
         try:
@@ -48,7 +50,9 @@ class RemoteRegistry:
             BadCheckpoint: there is no remote registry, or a damaged one.
         """
         try:
-            text = self._remote.registry()
+            version = self._remote.registry_version()
+            same = version is not None and version == self._version
+            text = None if same else self._remote.registry()
         except OSError as error:
             if not self._away:
                 log.warning("adapters of the remote store are those that were known before: %s", error)
@@ -57,9 +61,12 @@ class RemoteRegistry:
         if self._away:
             log.info("%s is there again", self._remote.place)
         self._away = False
-        if text != self._text:
+        if text is None:
+            return
+        digest = hashlib.sha256(text).digest()
+        if digest != self._digest:
             self._replace(text)
-            self._text = text
+        self._digest, self._version = digest, version
 
     def close(self) -> None:
         self._closing.set()
