@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -33,15 +33,16 @@ class HostAdapter:
         counts: module name -> how many pages it has.
         pages: the pages.
         load_seconds: what it would cost to read it again.
+        nbytes: of all pages.
     """
 
     counts: Mapping[str, int]
     pages: StagedPages
     load_seconds: float = LOAD_SECONDS
+    nbytes: int = field(init=False)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(page.nbytes for pages in self.pages.values() for page in pages)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nbytes", sum(page.nbytes for pages in self.pages.values() for page in pages))
 
 
 class HostCache:

@@ -4,7 +4,8 @@ Each schedule holds at most one chunk of known tokens (prompts, texts to score, 
 step of every sequence whose known tokens are all dispatched, those of this very chunk included.
 
 * Waiting sequences start in the order of the policy. A request starts with all its samples or not at all. For slots, KV
-  blocks and items nobody passes the first in that order; only who waits for an adapter is passed by others.
+  blocks and items nobody passes the first in that order; only who waits for an adapter is passed by others, be it
+  one that was there and has left both device and host memory since.
 * Room for adapters on the device: others pass a request whose adapters find none, until it has waited `PATIENCE`
   seconds. From then on nobody after it that names an adapter starts, so what runs now ends, its pages fall idle, and
   the request gets them. While it lacks only pages of adapters that others wait for and that have not had their
@@ -140,6 +141,8 @@ class Scheduler:
             if any(sequence.in_flight for sequence in party):
                 break
             if not self._make_room(party, now):
+                if not all(lease.ready for lease in live.leases):
+                    continue
                 if not self.room.fits(party, len(self.running)):
                     break
                 live.blocked = now if live.blocked is None else live.blocked
@@ -237,7 +240,7 @@ class Scheduler:
         self.room.take(party)
         for sequence in party:
             insort(self.running, sequence, key=_place)
-        live.started = now if live.started is None else live.started
+        live.start(now)
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -88,8 +88,10 @@ class LiveRequest:
         pages: pages and weight of each member, once all are on the device; None before.
         items: module -> rank pages of the whole mix, which is its work list items in one tile.
         sequences: `n` samples, or the one text to score.
-        submitted, ready, blocked, started, answered: monotonic seconds of the submission, the adapters in host memory,
-            the first refusal of room for them on the device, the start, and the first result.
+        submitted, ready, started, answered: monotonic seconds of the submission, the adapters in host memory, the
+            start, and the first result.
+        blocked: since when it finds no room for its adapters on the device; None while it runs or has not asked.
+        room: seconds for which it found none, until it started.
         waiting_since: the submission, or when it last gave way.
         rank: its place among the running, when it has started.
     """
@@ -104,14 +106,21 @@ class LiveRequest:
     pages: tuple[tuple[AdapterPages, float], ...] | None = None
     items: "Counter[str]" = field(default_factory=Counter)
     ready: float | None = None
-    blocked: float | None = None
     started: float | None = None
     answered: float | None = None
+    blocked: float | None = None
+    room: float = 0.0
     waiting_since: float = 0.0
     rank: Rank = (0, 0.0, 0)
 
     def __post_init__(self) -> None:
         self.waiting_since = self.submitted
+
+    def start(self, now: float) -> None:
+        """It runs, for the first time or again."""
+        if self.started is None:
+            self.started, self.room = now, self._blocked_for(now)
+        self.blocked = None
 
     def hold_pages(self) -> None:
         """Its leases were placed: notes where the pages are."""
@@ -171,8 +180,11 @@ class LiveRequest:
         for mark in (self.ready, self.started, self.answered, now):
             marks.append(max(marks[-1], now if mark is None else mark))
         load, queue, prefill, decode = (after - before for before, after in pairwise(marks))
-        room = 0.0 if self.blocked is None else (now if self.started is None else self.started) - self.blocked
+        room = self._blocked_for(now) if self.started is None else self.room
         return Timings(queue=queue, load=load, prefill=prefill, decode=decode, room=room)
+
+    def _blocked_for(self, now: float) -> float:
+        return 0.0 if self.blocked is None else now - self.blocked
 
 
 @dataclass(eq=False, slots=True)

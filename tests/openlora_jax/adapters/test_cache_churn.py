@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from openlora_jax.adapters.lease import Lease
-from tests.openlora_jax.adapters.fakes import CAPACITIES, SIZE, SMALL, TIMEOUT, World
+from openlora_jax.adapters.quarantine import LONGEST_WAIT
+from tests.openlora_jax.adapters.fakes import CAPACITIES, SIZE, SMALL, TIMEOUT, Facts, World
 
 CHURN = 60
 """Requests of each thread."""
@@ -19,7 +20,7 @@ CHURN = 60
 def test_every_request_is_served_whatever_fits_into_host_memory(world: World, seed: int) -> None:
     """Requests for mixes of a few adapters, some of them cancelled; those that came last are placed first."""
     rng = np.random.default_rng(seed)
-    world.open(host_bytes=int(rng.integers(1, 5)) * SIZE, threads=int(rng.integers(1, 4)))
+    world.open(host_bytes=int(rng.integers(1, 5)) * SIZE, threads=int(rng.integers(1, 4)), prefetch=seed % 2 == 0)
     mixes = [rng.choice(list(SMALL), size, replace=False) for size in rng.integers(1, 4, 40)]
     live = [world.cache.acquire(*((digest.upper(), str(digest)) for digest in mix)) for mix in mixes]
     while live:
@@ -27,9 +28,55 @@ def test_every_request_is_served_whatever_fits_into_host_memory(world: World, se
         for lease in chain.from_iterable(ended):
             lease.release()
         live = [leases for leases in live if leases not in ended]
+        world.cache.prefetch()
         world.cache.validate()
         if not ended:
             world.told.get(timeout=TIMEOUT)
+
+
+MIXED = {
+    **{digest: {"q_proj": 1} for digest in "abcd"},
+    **{digest: {"q_proj": 1, "v_proj": 1} for digest in "ef"},
+    "g": {"q_proj": 2},
+    "h": {"q_proj": 3, "v_proj": 2},
+}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_idle_time_between_requests_mixes_nothing_up(world: World, seed: int) -> None:
+    """Adapters of many sizes, host memory for a few, reads ahead, unloads, artifacts that come and go."""
+    rng = np.random.default_rng(seed)
+    world.source.facts = {digest: Facts(pages) for digest, pages in MIXED.items()}
+    world.open(host_bytes=int(rng.integers(2, 7)) * SIZE, threads=int(rng.integers(1, 4)), prefetch=True)
+    running: list[Lease] = []
+    for _ in range(8 * CHURN):
+        digest = str(rng.choice(list(MIXED)))
+        match rng.choice(["run", "run", "run", "end", "end", "idle", "idle", "idle", "unload", "break", "mend"]):
+            case "run":
+                lease = world.ready(digest)
+                if world.cache.place(lease):
+                    running.append(lease)
+                else:
+                    lease.release()
+            case "end" if running:
+                running.pop(int(rng.integers(len(running)))).release()
+            case "idle":
+                world.cache.prefetch()
+            case "unload":
+                world.cache.unload(digest)
+            case "break":
+                world.source.broken[digest] = FileNotFoundError("gone")
+            case "mend":
+                world.source.broken.clear()
+                world.now += LONGEST_WAIT
+        world.cache.validate()
+        assert not [lease for lease in running if lease.error]
+        assert [world.owner(lease) for lease in running] == [
+            {sorted(MIXED).index(lease.digest) + 1.0} for lease in running
+        ]
+    for lease in running:
+        lease.release()
+    assert world.cache.counters.snapshot().prefetches["host"]
 
 
 def submit_at_random(world: World, submitted: SimpleQueue[Lease], seed: int) -> None:

@@ -3,6 +3,8 @@
 import pytest
 
 from openlora_jax.engine.policy import PATIENCE
+from openlora_jax.engine.request import Finished
+from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import AdapterUnavailable, InvalidRequest, UnknownAdapter
 from tests.openlora_jax.engine.cases import REQUESTS, check, until
 from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, generate, small_config
@@ -78,6 +80,55 @@ def test_base_requests_pass_even_who_is_out_of_patience() -> None:
     assert not late._closed
     first.cancel()
     bench.settle()
+    bench.check_idle()
+
+
+def test_who_must_be_read_again_is_passed_whatever_it_has_waited() -> None:
+    """It was ready by the device alone, and left that for room: it waits for a load, not for pages."""
+    bench = Bench(small_config(), FakeAdapters(num_pages=4, automatic=False, rank_pages=lambda number: 2))
+    bench.adapters.finish_load("d1")
+    bench.adapters.finish_load("d2")
+    lost = bench.submit(generate([5], {"a1": 1.0}))
+    bench.adapters.loaded.discard("d1")
+    bench.engine.step()
+    bench.clock.now += 2 * PATIENCE
+    bench.engine.step()
+    other = bench.submit(generate([5], {"a2": 1.0}))
+    bench.settle()
+    assert other._closed
+    bench.adapters.finish_load("d1")
+    bench.settle()
+    last = collect(lost).last
+    assert isinstance(last, Finished)
+    assert last.timings.room == 0.0
+    bench.check_idle()
+
+
+def test_who_had_to_give_way_has_its_patience_again() -> None:
+    """It had waited for room before it started first."""
+    pages = {4: 2, 2: 4, 3: 3, 1: 1}
+    bench = Bench(small_config(), FakeAdapters(num_pages=5, rank_pages=pages.__getitem__))
+    first = bench.submit(generate([5], {"a4": 1.0}, max_tokens=100))
+    bench.engine.step()
+    large = bench.submit(generate([5], {"a2": 1.0}, max_tokens=100))
+    bench.engine.step()
+    bench.clock.now += PATIENCE / 2
+    first.cancel()
+    for _ in range(3):
+        bench.engine.step()
+    bench.clock.now += PATIENCE
+    high = generate([5], {"a3": 1.0}, max_tokens=100, scheduling=SchedulingParams(priority="high"))
+    bench.submit(high)
+    bench.engine.step()
+    assert bench.engine.stats.preemptions == 1
+    small = bench.submit(generate([5], {"a1": 1.0}, max_tokens=1))
+    for _ in range(5):
+        bench.engine.step()
+    assert small._closed
+    bench.settle()
+    last = collect(large).last
+    assert isinstance(last, Finished)
+    assert last.timings.room == PATIENCE / 2
     bench.check_idle()
 
 
