@@ -34,7 +34,7 @@ class DiskCache:
 
         Raises:
             InvalidConfig: another process has it.
-            CannotInstall: it cannot be made.
+            CannotInstall: it cannot be made, or not be cleaned of what a killed process left behind.
         """
         self._artifacts = Artifacts(path / "artifacts")
         self._counters = counters
@@ -54,8 +54,12 @@ class DiskCache:
         except OSError:
             self.close()
             raise InvalidConfig("remote", f"another process fetches into {path}; give each its own store") from None
-        self._artifacts.sweep()
-        self._find()
+        try:
+            self._artifacts.sweep()
+            self._find()
+        except OSError as error:
+            self.close()
+            raise CannotInstall(path, error.strerror or str(error)) from error
 
     def close(self) -> None:
         """Lets another process have the directory; what is here stays. Again does nothing."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from openlora_jax.adapters.registry import Registration, Registry
 from openlora_jax.adapters.remote import Remote
-from openlora_jax.errors import BadCheckpoint, InvalidConfig
+from openlora_jax.errors import BadCheckpoint, CannotInstall, InvalidConfig
 
 REFRESH = 5.0
 """Seconds between two looks at the remote registry."""
@@ -25,6 +25,7 @@ class RemoteRegistry:
 
         Raises:
             InvalidConfig: there is none, or a damaged one.
+            CannotInstall: this disk is full or not writable.
         """
         self._remote = remote
         self._path = path
@@ -37,6 +38,8 @@ class RemoteRegistry:
             self.refresh()
         except BadCheckpoint as error:
             raise InvalidConfig("remote", str(error)) from error
+        except OSError as error:
+            raise CannotInstall(path, error.strerror or str(error)) from error
         threading.Thread(target=self._follow, name="remote-registry", daemon=True).start()
 
     def registrations(self) -> Mapping[str, Registration]:
@@ -48,6 +51,7 @@ class RemoteRegistry:
 
         Raises:
             BadCheckpoint: there is no remote registry, or a damaged one.
+            OSError: this disk is full or not writable.
         """
         try:
             version = self._remote.registry_version()

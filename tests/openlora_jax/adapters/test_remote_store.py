@@ -22,7 +22,7 @@ from openlora_jax.adapters.remote import Remote
 from openlora_jax.adapters.remote_store import RemoteStore
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic, synthetic_manifest
-from openlora_jax.errors import BadCheckpoint, InvalidConfig, UnknownAdapter
+from openlora_jax.errors import BadCheckpoint, CannotInstall, InvalidConfig, UnknownAdapter
 from tests.openlora_jax.tiny import MODEL
 
 BASE = "0" * 64
@@ -276,6 +276,21 @@ def test_leftovers_of_a_killed_process_are_cleaned(open_store: Callable[..., Rem
     (here.path / "fetched" / "artifacts" / ("0" * 64)).mkdir()
     open_store()
     assert fetched(here) == set()
+
+
+@pytest.mark.parametrize("place", ["artifacts/.abc.deleted", ".registry.jsonl"])
+def test_a_disk_that_cannot_be_used_is_the_callers_mistake(
+    open_store: Callable[..., RemoteStore], here: AdapterStore, place: str
+) -> None:
+    """A file that should be a directory, and the other way round."""
+    path = here.path / "fetched" / place
+    path.parent.mkdir(parents=True)
+    path.touch() if "artifacts" in place else path.mkdir()
+    for _ in range(2):
+        with pytest.raises(CannotInstall, match="fetched"):
+            open_store()
+    path.unlink() if "artifacts" in place else path.rmdir()
+    assert open_store().registrations()
 
 
 SECRET = "hunter2"
