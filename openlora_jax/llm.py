@@ -96,9 +96,25 @@ class LLM:
         counters = Counters()
         adapters = None if store is None else AdapterStore(store)
         self.store = _with_remote(adapters, config, counters)
+        try:
+            self._start(base, adapters, config, counters, remember, progress)
+        except BaseException:
+            self._close_store()
+            raise
+
+    def _start(
+        self,
+        base: Path,
+        adapters: AdapterStore | None,
+        config: EngineConfig,
+        counters: Counters,
+        remember: bool,
+        progress: Progress,
+    ) -> None:
+        """Plans the device's memory, fills it and begins to answer."""
         ops = resolve_ops(config.backend)
         self.backend = ops.backend
-        self._observed_path = observed_path(Path(store), self.base_digest) if store and remember else None
+        self._observed_path = observed_path(adapters.path, self.base_digest) if adapters and remember else None
         self._observed = observed_before(self._observed_path, self.base_digest)
         demand = demand_of(adapters, self.base_digest, self._observed)
         self.config, self.plan = plan_start(config, self.model, demand, self._observed, memory_budget(config))
@@ -140,13 +156,16 @@ class LLM:
         """Ends what is running and stops all threads."""
         self.engine.stop(0.0)
         self.adapters.close()
-        if isinstance(self.store, RemoteStore):
-            self.store.close()
+        self._close_store()
         if self._observed_path is not None:
             try:
                 self._seen().after(self._observed).write(self._observed_path)
             except OSError as error:
                 log.warning("the next start cannot plan by this one: %s", error)
+
+    def _close_store(self) -> None:
+        if isinstance(self.store, RemoteStore):
+            self.store.close()
 
     def generate(
         self,

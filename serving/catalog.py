@@ -81,15 +81,17 @@ def _adapter(llm: LLM, name: str, digest: str, in_memory: Mapping[str, AdapterSt
         adapter.lookups, adapter.hits, adapter.idle_seconds = use.requests, use.hits, llm.adapters.counters.since(use)
         if use.load_seconds is not None:
             adapter.load_seconds = use.load_seconds
-    if llm.store.is_remote(digest):
-        if adapter.state == pb.ADAPTER_STATE_DISK:
-            adapter.state = pb.ADAPTER_STATE_REMOTE
-        return adapter
-    try:
-        manifest = llm.store.manifest(digest)
-    except BadCheckpoint:
-        adapter.state = pb.ADAPTER_STATE_DAMAGED  # one damaged adapter hides no other from a listing
-        return adapter
-    adapter.rank = max(module.rank for module in manifest.modules.values())
-    adapter.pages = sum(manifest.pages.values())
+    remote, manifest = llm.store.is_remote(digest), None
+    if not remote:
+        try:
+            manifest = llm.store.manifest(digest)
+        except (BadCheckpoint, OSError):  # one that cannot be read hides no other from a listing
+            remote = llm.store.is_remote(digest)  # what was fetched may have left the disk just now
+    if manifest:
+        adapter.rank = max(module.rank for module in manifest.modules.values())
+        adapter.pages = sum(manifest.pages.values())
+    elif not remote:
+        adapter.state = pb.ADAPTER_STATE_DAMAGED
+    elif adapter.state == pb.ADAPTER_STATE_DISK:
+        adapter.state = pb.ADAPTER_STATE_REMOTE
     return adapter

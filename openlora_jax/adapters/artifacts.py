@@ -75,10 +75,16 @@ class Artifacts:
             Seal.of(digest, artifact).write(folder)
 
     def delete(self, digest: str) -> None:
-        """Renames first. Raises OSError."""
+        """Renames first; what cannot be removed then is swept later. One that is gone already is no error.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
         old = self.path / f".{digest}.deleted"
-        self.folder(digest).rename(old)
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # of a process that was killed before
+        with suppress(FileNotFoundError):
+            self.folder(digest).rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
     def sweep(self) -> None:
         """Deletes what killed processes left behind."""

@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openlora_jax.adapters.artifact import Tensor
@@ -34,7 +34,7 @@ class DiskCache:
 
         Raises:
             InvalidConfig: another process has it.
-            CannotInstall: it cannot be made.
+            CannotInstall: it cannot be made, or not be cleaned of what a killed process left behind.
         """
         self._artifacts = Artifacts(path / "artifacts")
         self._counters = counters
@@ -54,8 +54,12 @@ class DiskCache:
         except OSError:
             self.close()
             raise InvalidConfig("remote", f"another process fetches into {path}; give each its own store") from None
-        self._artifacts.sweep()
-        self._find()
+        try:
+            self._artifacts.sweep()
+            self._find()
+        except OSError as error:
+            self.close()
+            raise CannotInstall(path, error.strerror or str(error)) from error
 
     def close(self) -> None:
         """Lets another process have the directory; what is here stays. Again does nothing."""
@@ -74,7 +78,8 @@ class DiskCache:
     def read(self, digest: str) -> tuple[Manifest, dict[str, Tensor]]:
         """The whole artifact, as its digest says; now the most recently used. Raises BadCheckpoint."""
         found = self._artifacts.read(digest)
-        os.utime(self._artifacts.folder(digest))  # for the order of the next start
+        with suppress(OSError):  # it may leave right now
+            os.utime(self._artifacts.folder(digest))  # for the order of the next start
         with self._lock:
             if digest in self._sizes:
                 self._sizes.move_to_end(digest)
@@ -114,8 +119,8 @@ class DiskCache:
         except BaseException as error:
             with self._lock:
                 self.nbytes -= size
-                if isinstance(error, OSError) and digest in self._sizes:
-                    return
+            if isinstance(error, OSError) and self._artifacts.holds(digest):
+                return  # the other one's, who may not have noted it yet
             raise
         with self._lock:
             self._sizes[digest] = size
@@ -150,8 +155,8 @@ class DiskCache:
             self.nbytes += size
 
     def _remove(self, digest: str) -> None:
+        self.nbytes -= self._sizes.pop(digest)  # first: what cannot be deleted now is not tried for ever
         self._artifacts.delete(digest)
-        self.nbytes -= self._sizes.pop(digest)
 
 
 def _footprint(manifest: Manifest) -> int:

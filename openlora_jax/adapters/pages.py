@@ -27,7 +27,7 @@ def shortage(counts: Mapping[str, int], room: Mapping[str, int]) -> str | None:
     for module, count in counts.items():
         if count > room[module]:
             key = CAPACITY_KEYS[module]
-            way_out = f"raise {key}, or leave it out and start again, which plans for what is registered"
+            way_out = f"raise {key}, or leave it out and start again, which plans for the local store"
             return f"it needs {count} pages of {module} and the pool can give {room[module]}; {way_out}"
     return None
 

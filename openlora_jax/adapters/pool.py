@@ -67,6 +67,19 @@ class AdapterPool:
                 b = np.zeros((shape.layers, 1, PAGE_RANK, shape.d_out), dtype)
                 self.write({module: (ZERO_PAGE,)}, self.stage({module: 1}, {f"{module}.A": a, f"{module}.B": b}))
 
+    def check(self, counts: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Whether arrays, by name, are those of `counts[module]` pages. Raises ValueError."""
+        expected = {}
+        for module, count in counts.items():
+            shape = self._shapes[module]
+            expected[f"{module}.A"] = (shape.layers, count, PAGE_RANK, shape.d_in)
+            expected[f"{module}.B"] = (shape.layers, count, PAGE_RANK, shape.d_out)
+        if expected.keys() != shapes.keys():
+            raise ValueError(f"arrays {sorted(shapes)} where {sorted(expected)} are due")
+        for name, found in shapes.items():
+            if found != expected[name]:
+                raise ValueError(f"{name} is {found} where this base model takes {expected[name]}")
+
     def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> StagedPages:
         """The host's half of a write, on any thread: checks every array and lays each page out in one piece.
 
@@ -76,16 +89,8 @@ class AdapterPool:
         Raises:
             ValueError: an array is missing, unknown or of another shape or dtype than this base model's pages.
         """
-        expected = {}
-        for module, count in counts.items():
-            shape = self._shapes[module]
-            expected[f"{module}.A"] = (shape.layers, count, PAGE_RANK, shape.d_in)
-            expected[f"{module}.B"] = (shape.layers, count, PAGE_RANK, shape.d_out)
-        if expected.keys() != tensors.keys():
-            raise ValueError(f"arrays {sorted(tensors)} where {sorted(expected)} are due")
+        self.check(counts, {name: tensor.shape for name, tensor in tensors.items()})
         for name, tensor in tensors.items():
-            if tensor.shape != expected[name]:
-                raise ValueError(f"{name} is {tensor.shape} where this base model takes {expected[name]}")
             if tensor.dtype not in SOURCE_DTYPES:
                 raise ValueError(f"{name} is {tensor.dtype}; float32 and bfloat16 can be served")
         staged = {

@@ -8,6 +8,9 @@ from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, Staged
 from openlora_jax.adapters.pages import AdapterPages, shortage
 from openlora_jax.adapters.registry import Registration
 
+TensorShapes = Mapping[str, tuple[int, ...]]
+"""Tensor name -> shape."""
+
 
 @runtime_checkable
 class AdapterFacts(Protocol):
@@ -17,6 +20,8 @@ class AdapterFacts(Protocol):
     def base_digest(self) -> str: ...
     @property
     def pages(self) -> Mapping[str, int]: ...
+    @property
+    def tensor_shapes(self) -> TensorShapes: ...
 
 
 @runtime_checkable
@@ -38,6 +43,7 @@ class AdapterSource(Protocol):
 class PagePool(Protocol):
     """Where pages are written to; `AdapterPool` is one."""
 
+    def check(self, counts: Mapping[str, int], shapes: TensorShapes) -> None: ...
     def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> StagedPages: ...
     def write(self, pages: AdapterPages, staged: StagedPages) -> None: ...
 
@@ -59,7 +65,7 @@ class AdapterReader:
         """The adapter, ready to be written.
 
         Raises:
-            ValueError: it is for another base model, or larger than the pool.
+            ValueError: it is for another base model, or larger than the pool; its arrays were not read for that.
             Exception: whatever the source raises.
         """
         with self._counters.load(digest, "disk") as load:
@@ -68,6 +74,7 @@ class AdapterReader:
                 raise ValueError(f"it was converted for base {facts.base_digest}, and this one is {self._base_digest}")
             if reason := shortage(facts.pages, self._usable):
                 raise ValueError(reason)
+            self._pool.check(facts.pages, facts.tensor_shapes)  # now: they say how much is fetched and held
             load.lap("manifest")
             facts, tensors = self._source.read(digest)
             load.lap("read")

@@ -6,7 +6,7 @@ hold URLs: neither is shown.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +16,25 @@ from openlora_jax.adapters.registry import DIGEST
 from openlora_jax.errors import BadCheckpoint, InvalidConfig
 from openlora_jax.untrusted import JSON_LIMIT
 
+REGISTRY = "registry.jsonl"
 REGISTRY_LIMIT = 256 << 20
 """Bytes of a registry, at most: a million names take 180 MB."""
+
+VERSIONS = frozenset(
+    {
+        "ETag",
+        "etag",
+        "Last-Modified",
+        "LastModified",
+        "last_modified",
+        "mtime",
+        "updated",
+        "generation",
+        "ino",
+        "blob_id",
+    }
+)
+"""What file systems call that which changes with a file: its entity tag, time or number."""
 
 Answer = TypeVar("Answer")
 
@@ -48,6 +65,18 @@ class Remote:
             )
             raise InvalidConfig("remote", f"{self.place} {reason}; see fsspec's list of file systems") from None
 
+    def registry_version(self) -> Mapping[str, str] | None:
+        """What changes with the registry, as the file system says now; None if it says nothing of the kind.
+
+        Raises:
+            BadCheckpoint: there is no registry.
+            OSError: the other side cannot be reached.
+        """
+        self._asked(self._files.invalidate_cache)
+        facts = self._asked(lambda: self._files.info(f"{self._root}/{REGISTRY}"))
+        version = {key: str(facts[key]) for key in sorted(VERSIONS & facts.keys()) if facts[key] is not None}
+        return {**version, "size": str(facts.get("size"))} if version else None
+
     def registry(self) -> bytes:
         """The registry, as it is now.
 
@@ -55,8 +84,7 @@ class Remote:
             BadCheckpoint: it is not there, or too large.
             OSError: the other side cannot be reached.
         """
-        self._asked(self._files.invalidate_cache)
-        return self._read("registry.jsonl", REGISTRY_LIMIT)
+        return self._read(REGISTRY, REGISTRY_LIMIT)
 
     def manifest(self, digest: str) -> tuple[Manifest, bytes]:
         """The manifest of an artifact, and the text that it is from; neither is proved to be of that digest.
@@ -78,9 +106,8 @@ class Remote:
             BadCheckpoint: a file is missing, or of another size than the manifest states.
             OSError: the other side cannot be reached, or the disk is full.
         """
-        files = array_files(manifest)
-        names = [f"artifacts/{digest}/{chunk.name}" for chunk in files]
-        for chunk, content in zip(files, self._read_all(names, [chunk.size for chunk in files]), strict=True):
+        for chunk in array_files(manifest):
+            content = self._read(f"artifacts/{digest}/{chunk.name}", chunk.size)
             if len(content) != chunk.size:
                 raise BadCheckpoint(f"{self.place}/artifacts/{digest}/{chunk.name}", f"is not of {chunk.size:,} bytes")
             (folder / chunk.name).parent.mkdir(parents=True, exist_ok=True)
@@ -89,16 +116,19 @@ class Remote:
         (folder / "manifest.json").write_bytes(text)
 
     def _read(self, name: str, limit: int) -> bytes:
-        [content] = self._read_all([name], [limit])
+        content = self._asked(lambda: self._read_beyond(name, limit))
         if len(content) > limit:
             raise BadCheckpoint(f"{self.place}/{name}", f"is larger than {limit:,} bytes")
         return content
 
-    def _read_all(self, names: Sequence[str], limits: Sequence[int]) -> list[bytes]:
-        """The files from their begin, side by side where the file system can; one byte more than allowed, if it has."""
-        paths = [f"{self._root}/{name}" for name in names]
-        ends = [limit + 1 for limit in limits]
-        return self._asked(lambda: list(self._files.cat_ranges(paths, [0] * len(paths), ends, on_error="raise")))
+    def _read_beyond(self, name: str, limit: int) -> bytes:
+        """A file as a stream, of which never more is taken than one byte beyond the limit; a range may be ignored."""
+        parts, left = list[bytes](), limit + 1
+        with self._files.open(f"{self._root}/{name}", "rb") as file:
+            while left and (part := file.read(left)):
+                parts.append(part)
+                left -= len(part)
+        return b"".join(parts)
 
     def _asked(self, ask: Callable[[], Answer]) -> Answer:
         """Asks the file system; its own errors say too much."""

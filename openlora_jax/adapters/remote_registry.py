@@ -1,5 +1,6 @@
 """The names of a remote store, as they were a moment ago: nobody who asks for a name waits for the other side."""
 
+import hashlib
 import logging
 import os
 import threading
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from openlora_jax.adapters.registry import Registration, Registry
 from openlora_jax.adapters.remote import Remote
-from openlora_jax.errors import BadCheckpoint, InvalidConfig
+from openlora_jax.errors import BadCheckpoint, CannotInstall, InvalidConfig
 
 REFRESH = 5.0
 """Seconds between two looks at the remote registry."""
@@ -24,17 +25,21 @@ class RemoteRegistry:
 
         Raises:
             InvalidConfig: there is none, or a damaged one.
+            CannotInstall: this disk is full or not writable.
         """
         self._remote = remote
         self._path = path
         self._registry = Registry(path)
-        self._text: bytes | None = None
+        self._version: Mapping[str, str] | None = None
+        self._digest = b""
         self._away = False
         self._closing = threading.Event()
         try:
             self.refresh()
         except BadCheckpoint as error:
             raise InvalidConfig("remote", str(error)) from error
+        except OSError as error:
+            raise CannotInstall(path, error.strerror or str(error)) from error
         threading.Thread(target=self._follow, name="remote-registry", daemon=True).start()
 
     def registrations(self) -> Mapping[str, Registration]:
@@ -46,9 +51,12 @@ class RemoteRegistry:
 
         Raises:
             BadCheckpoint: there is no remote registry, or a damaged one.
+            OSError: this disk is full or not writable.
         """
         try:
-            text = self._remote.registry()
+            version = self._remote.registry_version()
+            same = version is not None and version == self._version
+            text = None if same else self._remote.registry()
         except OSError as error:
             if not self._away:
                 log.warning("adapters of the remote store are those that were known before: %s", error)
@@ -57,9 +65,12 @@ class RemoteRegistry:
         if self._away:
             log.info("%s is there again", self._remote.place)
         self._away = False
-        if text != self._text:
+        if text is None:
+            return
+        digest = hashlib.sha256(text).digest()
+        if digest != self._digest:
             self._replace(text)
-            self._text = text
+        self._digest, self._version = digest, version
 
     def close(self) -> None:
         self._closing.set()

@@ -17,8 +17,8 @@ from openlora_jax.adapters.remote_registry import RemoteRegistry
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.errors import BadCheckpoint, UnknownAdapter
 
-MAX_MANIFESTS = 1024
-"""Of adapters that are not here, kept in memory."""
+MAX_MANIFESTS = 16
+"""Of adapters that are not here, kept in memory with their texts, of a MiB at most: those that are on their way."""
 
 
 class RemoteStore:

@@ -6,14 +6,15 @@ all that was read. A later read trusts the seal if the kernel says the same, and
 
 * Whoever writes to a file, or puts another in its place, even with the old times, changes what the kernel says: nobody
   but the kernel sets the time of the last change. So a seal means nothing for a copy, on another machine or this one.
-* What changes below the file system, on the disk or on its way from there, changes the checksum: the sums of blocks of
-  4 KiB, and the CRC-32 of these sums.
+* What changes below the file system, on the disk or on its way from there, changes the checksum, be it another bit or
+  another order: every word is added to one of `SUMS` sums in turn, and the CRC-32 of these sums is noted.
 
-Whatever the seal does not prove is digested again, and sealed anew. Who can set the machine's clock or write past the
-file system can write anything into the process as well.
+Whatever the seal does not prove is digested again, and sealed anew. That is against accidents, not against people: who
+can write into the folder can write a seal there too. `openlora adapters verify` trusts none, and digests.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,8 +31,8 @@ from openlora_jax.untrusted import read_json_object
 NAME = "seal.json"
 """In the artifact's folder. It is never in the way of anything: it may be lost, cut off or out of date."""
 
-BLOCK = 512
-"""Words of 8 bytes that are summed: what a disk reads and writes as one."""
+SUMS = 1021
+"""A prime: what a disk swaps or displaces, its blocks being powers of two, comes to another sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,15 @@ class Seal:
             return None
 
     def write(self, folder: Path) -> None:
-        """Puts the seal into an artifact's folder. Raises OSError.
-
-        As it is: one that was not written to its end is no JSON, and several processes write the same.
-        """
-        (folder / NAME).write_text(json.dumps(asdict(self)))
+        """Puts the seal into an artifact's folder, in the place of whatever has its name. Raises OSError."""
+        new = folder / f".{NAME}.{os.urandom(8).hex()}"
+        try:
+            with open(new, "x") as file:  # never through a link
+                json.dump(asdict(self), file)
+            os.replace(new, folder / NAME)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
     def proves(self, digest: str, artifact: Artifact) -> bool:
         """Whether what was read is what was digested, with this result."""
@@ -77,9 +82,12 @@ _SEALS = TypeAdapter(Seal)
 
 
 def _checksum(artifact: Artifact) -> int:
-    """One CRC-32 of the sums of all blocks: five times as fast as one of the blocks."""
+    """One CRC-32 of all sums: five times as fast as one of the words, most of it without the interpreter's lock."""
     checksum = zlib.crc32(artifact.text)
     for tensor in artifact.tensors.values():
         words = tensor.swapaxes(0, 1).reshape(-1).view(np.uint64)
-        checksum = zlib.crc32(np.add.reduceat(words, np.arange(0, words.size, BLOCK)), checksum)
+        whole = words.size - words.size % SUMS
+        sums = np.add.reduce(words[:whole].reshape(-1, SUMS), axis=0)
+        sums[: words.size - whole] += words[whole:]
+        checksum = zlib.crc32(sums, checksum)
     return checksum

@@ -1,6 +1,7 @@
 """The whole library on a tiny random model: real parts, from the directory on disk to the answer."""
 
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,25 @@ def test_a_seed_reproduces_in_any_company(tiny_llm: LLM) -> None:
 def test_a_remote_store_needs_a_local_one(tiny_base: Path, tiny_store: Path) -> None:
     with pytest.raises(InvalidConfig, match="local store"):
         LLM(tiny_base, remote=str(tiny_store), **SETTINGS)
+
+
+def test_a_start_that_fails_lets_the_next_one_fetch(
+    tiny_base: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = AdapterStore.create(tmp_path / "near")
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("openlora_jax.llm.plan_start", refuse)
+    before = threading.active_count()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no memory"):
+            LLM(tiny_base, near.path, remote=f"file://{tiny_store}", **SETTINGS)
+    deadline = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 @pytest.mark.slow

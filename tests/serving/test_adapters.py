@@ -4,6 +4,8 @@ import grpc
 import pytest
 
 from openlora_jax.adapters.lease import AdapterStatus
+from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.errors import BadCheckpoint
 from serving import catalog
 from serving.proto import openlora_pb2 as pb
 from tests.serving.fakes import FakeCache, FakeLLM, FakeStatus, digest_of
@@ -115,6 +117,24 @@ async def test_one_that_lies_elsewhere_is_listed_without_asking_there(stub: Any,
     page = await stub.ListAdapters(pb.ListAdaptersRequest())
     assert [adapter.state for adapter in page.adapters] == [pb.ADAPTER_STATE_DISK, pb.ADAPTER_STATE_REMOTE]
     assert [adapter.rank for adapter in page.adapters] == [20, 0]
+
+
+@pytest.mark.parametrize("error", [BadCheckpoint("/srv/store", "is gone"), ConnectionError("away://store failed")])
+def test_an_adapter_that_leaves_the_disk_while_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    llm = FakeLLM("a")
+    left = list[str]()
+
+    def leave(digest: str) -> Manifest:
+        left.append(digest)
+        raise error
+
+    monkeypatch.setattr(llm.store, "manifest", leave)
+    monkeypatch.setattr(llm.store, "is_remote", left.__contains__)
+    assert catalog.get(llm, "a").state == pb.ADAPTER_STATE_REMOTE
+    left.clear()
+    assert catalog.page(llm, 0, "").adapters[0].state == pb.ADAPTER_STATE_REMOTE
 
 
 @pytest.mark.parametrize("llm", [FakeLLM("a", "b", damaged="a")])

@@ -43,6 +43,7 @@ class Workload:
     Attributes:
         registered: adapters.
         pages: of each module on the device.
+        host_bytes: of adapters in host memory, so that the rest has to come from disk.
         ranks: of the adapters, in turn.
         zipf: exponent of their popularity.
         load: share of the measured capacity that is offered.
@@ -57,6 +58,7 @@ class Workload:
 
     registered: int = 2000
     pages: int = 32
+    host_bytes: int = 256 * 1024**2
     ranks: tuple[int, ...] = (8, 16, 32, 64)
     zipf: float = 1.0
     load: float = 0.7
@@ -66,7 +68,7 @@ class Workload:
     new: int = 16
     rows: int = 16
     closed: int = 64
-    closed_rounds: int = 3
+    closed_rounds: int = 4
     seed: int = 0
 
     @property
@@ -92,6 +94,7 @@ class Workload:
             prefix_cache=False,
             max_model_len=length,
             kv_blocks=1 + self.rows * (-(-length // EngineConfig().kv_block) + 1),
+            host_cache_bytes=self.host_bytes,
             pool_pages=1 + self.pages,
             wide_pool_pages=1,
             max_queue=max(EngineConfig().max_queue, self.requests),
@@ -245,7 +248,7 @@ class _Bench:
 
     def _forget(self, adapters: Iterable[int]) -> None:
         """Takes the files of what host memory lacks out of the page cache."""
-        here = {status.digest for status in self._llm.adapters.status()}
+        here = {status.digest for status in self._llm.adapters.status() if status.host_bytes}
         digests = {self._store.resolve(self._fleet.name(adapter)) for adapter in adapters}
         self.stayed += page_cache.drop(self._store, sorted(digests - here))
 

@@ -82,8 +82,17 @@ def _arms(results: Results) -> Grid:
         for of, share in ((ttfts, 0.5), (ttfts, 0.99), (all_gaps, 0.5), (all_gaps, 0.99)):
             values = [quantile(of(run.answers), share) for run in runs]
             cells.append(f"{ms(quantile(values, 0.5))} {spread(values)}")
+        cells.append(ms(quantile([ttft for run in runs for ttft in ttfts(run.answers)], 0.99)))
         rows.append((arm, str(sum(len(run.answers) for run in runs)), *cells))
-    columns = ("arm", "requests", "to first token: median", "p99", "between tokens: median", "p99")
+    columns = (
+        "arm",
+        "requests",
+        "to first token: median",
+        "p99",
+        "between tokens: median",
+        "p99",
+        "first token: p99 of all",
+    )
     title = "ms, from the due time: medians of the rounds (smallest .. largest)"
     return Grid(title=title, columns=columns, rows=tuple(rows))
 

@@ -14,7 +14,7 @@ def test_an_adapter_larger_than_the_pool_fails_before_it_is_read(world: World) -
     assert isinstance(lease.error, AdapterUnavailable)
     assert str(lease.error) == (
         "adapter 'HUGE' (huge) cannot be served: it needs 4 pages of q_proj and the pool can give 3;"
-        " raise pool_pages, or leave it out and start again, which plans for what is registered"
+        " raise pool_pages, or leave it out and start again, which plans for the local store"
         "; it is tried again in 1 s"
     )
     assert world.source.reads == []

@@ -1,5 +1,6 @@
 """A store behind a local one: what is fetched is what its digest names, within its budget, and nothing else gets in."""
 
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -11,16 +12,17 @@ import fsspec
 import jax.numpy as jnp
 import pytest
 
-from openlora_jax.adapters.artifact import artifact_digest
+from openlora_jax.adapters.artifact import array_files, artifact_digest
 from openlora_jax.adapters.cache import AdapterCache
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.pool import AdapterPool
+from openlora_jax.adapters.reader import AdapterReader
 from openlora_jax.adapters.remote import Remote
 from openlora_jax.adapters.remote_store import RemoteStore
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic, synthetic_manifest
-from openlora_jax.errors import BadCheckpoint, InvalidConfig, UnknownAdapter
+from openlora_jax.errors import BadCheckpoint, CannotInstall, InvalidConfig, UnknownAdapter
 from tests.openlora_jax.tiny import MODEL
 
 BASE = "0" * 64
@@ -124,6 +126,44 @@ def test_names_follow_the_other_side(open_store: Callable[..., RemoteStore], the
     with pytest.raises(BadCheckpoint, match="line 1"):
         store._registry.refresh()
     assert "late" in store.registrations()
+
+
+def test_names_that_did_not_change_are_not_fetched_again(
+    open_store: Callable[..., RemoteStore], there: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    fetches = list[bytes]()
+
+    def fetch() -> bytes:
+        fetches.append(original())
+        return fetches[-1]
+
+    original = store._remote.registry
+    monkeypatch.setattr(store._remote, "registry", fetch)
+    for _ in range(3):
+        store._registry.refresh()
+    assert fetches == []
+    there.remove("a")
+    for _ in range(3):
+        store._registry.refresh()
+    assert len(fetches) == 1
+    assert "a" not in store.registrations()
+
+
+def test_names_are_followed_where_a_file_system_knows_no_versions(
+    open_store: Callable[..., RemoteStore], there: AdapterStore
+) -> None:
+    files = fsspec.filesystem("memory")
+    path = "/versionless/registry.jsonl"
+    files.pipe(path, (there.path / "registry.jsonl").read_bytes())
+    store = open_store("memory://versionless")
+    before = store.registrations()
+    store._registry.refresh()
+    assert store.registrations() is before
+    text = files.cat(path).replace(b'"a"', b'"z"')
+    files.pipe(path, text)
+    store._registry.refresh()
+    assert set(names_of(store)) == set("zbc")
 
 
 def test_the_least_recently_used_leaves_for_the_next(
@@ -238,6 +278,21 @@ def test_leftovers_of_a_killed_process_are_cleaned(open_store: Callable[..., Rem
     assert fetched(here) == set()
 
 
+@pytest.mark.parametrize("place", ["artifacts/.abc.deleted", ".registry.jsonl"])
+def test_a_disk_that_cannot_be_used_is_the_callers_mistake(
+    open_store: Callable[..., RemoteStore], here: AdapterStore, place: str
+) -> None:
+    """A file that should be a directory, and the other way round."""
+    path = here.path / "fetched" / place
+    path.parent.mkdir(parents=True)
+    path.touch() if "artifacts" in place else path.mkdir()
+    for _ in range(2):
+        with pytest.raises(CannotInstall, match="fetched"):
+            open_store()
+    path.unlink() if "artifacts" in place else path.rmdir()
+    assert open_store().registrations()
+
+
 SECRET = "hunter2"
 
 
@@ -246,7 +301,7 @@ class Away(fsspec.AbstractFileSystem):  # type: ignore[misc]
 
     protocol = "away"
 
-    def cat_ranges(self, *arguments: Any, **options: Any) -> list[bytes]:
+    def info(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         raise RuntimeError(f"GET https://key:{SECRET}@host/?token={SECRET} failed")
 
 
@@ -372,3 +427,62 @@ def test_a_huge_adapter_is_not_even_asked_for(
     monkeypatch.setattr(store._remote, "fetch", None)
     with pytest.raises(ValueError, match="disk_cache_bytes"):
         store.read(digest)
+
+
+def test_an_adapter_that_fits_no_page_is_not_even_asked_for(
+    open_store: Callable[..., RemoteStore], there: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = there.resolve("a")
+    manifest = there.manifest(digest).to_fields()
+    manifest["modules"]["q_proj"]["d_in"] = 1 << 20
+    (there.folder(digest) / "manifest.json").write_text(json.dumps(manifest))
+    store = open_store(budget=1 << 40)
+    monkeypatch.setattr(store._remote, "fetch", None)
+    capacities = {"q_proj": 4, "v_proj": 4}
+    pool = AdapterPool.create(MODEL, capacities, jnp.dtype("float32"))
+    reader = AdapterReader(store, pool, capacities, BASE, Counters())
+    with pytest.raises(ValueError, match=r"1048576.* where this base model takes"):
+        reader.read(digest)
+
+
+class Endless(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """Ignores ranges, and has no end: only who stops to read ever comes away. Gives a part of what was asked for."""
+
+    protocol = "endless"
+    given = 0
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        return {"name": path, "size": None, "type": "file"}
+
+    def cat_file(self, *arguments: Any, **options: Any) -> bytes:
+        pytest.fail("the whole body")
+
+    def _open(self, path: str, *arguments: Any, **options: Any) -> Any:
+        files, name = self, path.removeprefix("endless://")
+
+        class Stream(io.RawIOBase):
+            text = Path("/", name).read_bytes() if name.endswith("json") else None
+
+            def read(self, size: int = -1) -> bytes:
+                assert size > 0
+                if self.text is not None:
+                    text, self.text = self.text, b""
+                    return text
+                size = min(size, 1000)
+                files.given += size
+                return bytes(size)
+
+        return Stream()
+
+
+def test_no_more_is_taken_than_an_array_may_have(
+    open_store: Callable[..., RemoteStore], here: AdapterStore, there: AdapterStore
+) -> None:
+    fsspec.register_implementation("endless", Endless, clobber=True)
+    digest = there.resolve("a")
+    remote = Remote(f"endless://{there.path}")
+    manifest, text = remote.manifest(digest)
+    first = array_files(manifest)[0].size
+    with pytest.raises(BadCheckpoint, match="is larger than"):
+        remote.fetch(digest, manifest, text, here.path)
+    assert remote._files.given == first + 1

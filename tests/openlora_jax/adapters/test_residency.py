@@ -9,7 +9,7 @@ from openlora_jax.adapters.residency import Residence, Residency
 from openlora_jax.errors import AdapterUnavailable
 
 CAPACITIES = {"q_proj": 6, "v_proj": 4}
-WAY_OUT = "raise pool_pages, or leave it out and start again, which plans for what is registered"
+WAY_OUT = "raise pool_pages, or leave it out and start again, which plans for the local store"
 BROKEN = Failure(AdapterUnavailable, "broken")
 COUNTS: Mapping[str, Mapping[str, int]] = {
     "a": {"q_proj": 1, "v_proj": 1},

@@ -12,7 +12,7 @@ import pytest
 
 from openlora_jax.adapters import artifacts as artifacts_module
 from openlora_jax.adapters.artifact import CHUNK, artifact_digest, read_artifact, tensor_folder
-from openlora_jax.adapters.seal import BLOCK, NAME, Seal
+from openlora_jax.adapters.seal import NAME, Seal
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic, synthetic_manifest, synthetic_tensors
 from openlora_jax.errors import BadCheckpoint
@@ -133,15 +133,18 @@ def test_a_disk_that_reads_otherwise_than_it_was_written_is_found_out(store: Ada
         assert store.read(digest)
 
 
-def test_the_checksum_tells_blocks_in_another_order_apart(store: AdapterStore, digest: str) -> None:
+@pytest.mark.parametrize("block", [1, 2, 8, 64, 512])
+def test_the_checksum_tells_words_and_blocks_in_another_order_apart(
+    store: AdapterStore, digest: str, block: int
+) -> None:
     artifact = read_artifact(store.folder(digest))
     seal = Seal.of(digest, artifact)
     assert seal.proves(digest, artifact)
     name, tensor = max(artifact.tensors.items(), key=lambda item: item[1].size)
-    blocks = np.copy(tensor.swapaxes(0, 1)).reshape(-1).view(np.uint64)
-    assert len(blocks) >= 2 * BLOCK
-    blocks[: 2 * BLOCK] = np.roll(blocks[: 2 * BLOCK], BLOCK)
-    moved = blocks.view(tensor.dtype).reshape(tensor.swapaxes(0, 1).shape).swapaxes(0, 1)
+    words = np.copy(tensor.swapaxes(0, 1)).reshape(-1).view(np.uint64)
+    assert len(words) >= 2 * block
+    words[: 2 * block] = np.roll(words[: 2 * block], block)
+    moved = words.view(tensor.dtype).reshape(tensor.swapaxes(0, 1).shape).swapaxes(0, 1)
     assert not np.array_equal(moved, tensor)
     artifact.tensors[name] = moved
     assert not seal.proves(digest, artifact)
@@ -159,6 +162,20 @@ def test_a_store_that_cannot_be_written_is_read(
     for _ in range(2):
         assert store.read(digest)
     assert digested == [digest, digest]
+
+
+def test_a_link_in_the_seals_place_is_replaced_not_followed(
+    store: AdapterStore, digest: str, digested: Digested, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    lose(store.folder(digest))
+    (store.folder(digest) / NAME).symlink_to(victim)
+    for _ in range(2):
+        assert store.read(digest)
+    assert victim.read_text() == "precious"
+    assert digested == [digest], "sealed anew"
+    assert {path.name for path in store.folder(digest).iterdir()} == {"manifest.json", "tensors", NAME}
 
 
 def test_verify_always_digests(store: AdapterStore, digest: str, digested: Digested) -> None:
