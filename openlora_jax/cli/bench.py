@@ -206,7 +206,7 @@ def oversubscribe(
     new: Annotated[int, typer.Option(min=2, help="Tokens generated for each.")] = 16,
     rows: Annotated[int, typer.Option(min=1, help="Sequences decoded together, at most.")] = 16,
     closed: Annotated[int, typer.Option(min=1, help="Requests of one measurement of capacity.")] = 64,
-    closed_rounds: Annotated[int, typer.Option(min=1, help="Measurements of capacity.")] = 3,
+    closed_rounds: Annotated[int, typer.Option(min=1, help="Measurements of capacity.")] = 4,
     seed: SeedOption = 0,
     backend: BackendOption = None,
     cache: CacheOption = None,
