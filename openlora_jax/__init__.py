@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from openlora_jax.engine.sampling_params import SamplingParams as SamplingParams
     from openlora_jax.engine.scheduling_params import SchedulingParams as SchedulingParams
+    from openlora_jax.inputs import ensemble as ensemble
     from openlora_jax.llm import LLM as LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "SchedulingParams", "__version__"]
+__all__ = ["LLM", "SamplingParams", "SchedulingParams", "__version__", "ensemble"]
 
 
 def __getattr__(name: str) -> object:
@@ -25,4 +26,8 @@ def __getattr__(name: str) -> object:
         from openlora_jax.engine.scheduling_params import SchedulingParams
 
         return SchedulingParams
+    if name == "ensemble":
+        from openlora_jax.inputs import ensemble
+
+        return ensemble
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

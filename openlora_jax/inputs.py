@@ -2,6 +2,7 @@
 
     {"prompt": "The sea is", "adapter": "pirate", "max_tokens": 32, "temperature": 0.7}
     {"messages": [{"role": "user", "content": "Hi"}], "mix": [{"adapter": "legal", "weight": 0.6}], "id": 17}
+    {"prompt": "The sea is", "ensemble": {"members": ["legal", null], "weights": [1.5, -0.5]}}
     {"prompt_ids": [1, 2, 3], "completion": " four"}
 
 What is no known key is carried through to the output; what nearly is one is a mistake.
@@ -14,7 +15,8 @@ from typing import Annotated, Any, Literal, Protocol, SupportsIndex, TypeVar, ru
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from openlora_jax.engine.request import GenerateRequest, MixItem, ScoreRequest
+from openlora_jax.adapters.mixes import check_mix
+from openlora_jax.engine.request import Ensemble, GenerateRequest, Method, MixItem, ScoreRequest
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from openlora_jax.errors import InvalidRequest
@@ -24,6 +26,9 @@ Prompt = str | Sequence[SupportsIndex] | Sequence[Mapping[str, str]]
 
 Adapter = str | Mapping[str, float] | None
 """A name, a mix of names and weights, or the base model."""
+
+Target = Adapter | Ensemble
+"""Who continues a prompt: also several of these together, see `ensemble`."""
 
 MAX_TYPO = 2
 """Edits between an unknown key and the known one that it is taken for, at most; fewer for keys of under 4 letters."""
@@ -59,6 +64,12 @@ class _Weighted(_Strict):
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
+class _Ensemble(_Strict):
+    members: list[str | Annotated[list[_Weighted], Field(min_length=1)] | None] = Field(min_length=1)
+    weights: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=list)
+    method: Method = "mean_logits"
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -67,6 +78,7 @@ class _Row(BaseModel):
     prompt_ids: list[int] | None = None
     adapter: str | None = None
     mix: list[_Weighted] | None = Field(None, min_length=1)
+    ensemble: _Ensemble | None = None
 
 
 class _ScoreRow(_Row):
@@ -82,6 +94,7 @@ class GenerateInput:
     params: SamplingParams
     mix: tuple[MixItem, ...]
     extra: Mapping[str, Any]
+    ensemble: Ensemble | None = None
     scheduling: SchedulingParams = DEFAULT_SCHEDULING
 
     def request(self, tokenizer: Tokenizer) -> GenerateRequest:
@@ -90,6 +103,7 @@ class GenerateInput:
             prompt_ids=prompt_ids(self.prompt, tokenizer),
             params=self.params,
             mix=self.mix,
+            ensemble=self.ensemble,
             scheduling=self.scheduling,
         )
 
@@ -110,7 +124,7 @@ class ScoreInput:
         return ScoreRequest(prompt_ids=prompt, completion_ids=completion, mix=self.mix, scheduling=self.scheduling)
 
 
-TARGET_KEYS = frozenset({"adapter", "mix"})
+TARGET_KEYS = frozenset({"adapter", "mix", "ensemble"})
 PROMPT_KEYS = frozenset({"prompt", "messages", "prompt_ids"})
 COMPLETION_KEYS = frozenset({"completion", "completion_ids"})
 SAMPLING_KEYS = frozenset(SamplingParams.model_fields)
@@ -137,6 +151,7 @@ def parse_generate(fields: Mapping[str, Any]) -> GenerateInput:
         params=sampling_params(fields),
         mix=_mix(row),
         extra=extra,
+        ensemble=_ensemble(row),
         scheduling=scheduling_params(fields),
     )
 
@@ -149,6 +164,8 @@ def parse_score(fields: Mapping[str, Any]) -> ScoreInput:
     """
     extra = _extra(fields, SCORE_KEYS, OUTPUT_KEYS["score"])
     row = _validate(_ScoreRow, fields)
+    if row.ensemble is not None:
+        raise InvalidRequest("ensemble", "is for continuing a prompt; a text is scored by an adapter or a mix")
     completion: str | list[int] = _exactly_one({"completion": row.completion, "completion_ids": row.completion_ids})
     return ScoreInput(
         prompt=_prompt(row), completion=completion, mix=_mix(row), extra=extra, scheduling=scheduling_params(fields)
@@ -176,6 +193,17 @@ def mix_of(adapter: Adapter) -> tuple[MixItem, ...]:
         case str():
             return (MixItem(adapter),)
     return tuple(MixItem(name, weight) for name, weight in adapter.items())
+
+
+def ensemble(members: Sequence[Adapter], weights: Sequence[float] = (), method: Method = "mean_logits") -> Ensemble:
+    """Several that continue a prompt together, in the place of an adapter: one token is chosen for all at every step.
+
+    Args:
+        members: adapters, mixes, or None for the base model; 8 at most, each takes a row of the batch.
+        weights: one a member; by default they count the same.
+        method: `mean_logits` combines the logits, with any weights; `mean_probs` the probabilities, with none below 0.
+    """
+    return Ensemble(tuple(map(mix_of, members)), tuple(weights), method)
 
 
 def prompt_ids(prompt: object, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -225,11 +253,22 @@ def _mix(row: _Row) -> tuple[MixItem, ...]:
         return mix_of(row.adapter)
     if row.adapter is not None:
         raise InvalidRequest("mix", "is given beside adapter; name the adapter in the mix")
-    names = [item.adapter for item in row.mix]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InvalidRequest("mix", f"adapter {twice!r} is named twice; add its weights up")
-    return tuple(MixItem(item.adapter, item.weight) for item in row.mix)
+    return _items(row.mix)
+
+
+def _ensemble(row: _Row) -> Ensemble | None:
+    if row.ensemble is None:
+        return None
+    if row.adapter is not None or row.mix is not None:
+        raise InvalidRequest("ensemble", "is given beside adapter or mix; make that a member")
+    members = (_items(member) if isinstance(member, list) else mix_of(member) for member in row.ensemble.members)
+    return Ensemble(tuple(members), tuple(row.ensemble.weights), row.ensemble.method)
+
+
+def _items(mix: Iterable[_Weighted]) -> tuple[MixItem, ...]:
+    items = tuple(MixItem(item.adapter, item.weight) for item in mix)
+    check_mix((item.adapter, item.weight) for item in items)
+    return items
 
 
 def _exactly_one(choices: Mapping[str, Any]) -> Any:

@@ -22,13 +22,13 @@ from openlora_jax.config import BackendName, EngineConfig
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.engine import Engine
 from openlora_jax.engine.members import resolve_names
-from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
+from openlora_jax.engine.request import Ensemble, GenerateRequest, Scored, ScoreRequest
 from openlora_jax.engine.runner import DeviceRunner
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import InvalidConfig, InvalidRequest
-from openlora_jax.inputs import Adapter, Prompt, completion_ids, mix_of, prompt_ids
+from openlora_jax.inputs import Adapter, Prompt, Target, completion_ids, mix_of, prompt_ids
 from openlora_jax.memory import MemoryPlan, device_memory, memory_budget, observed_activations
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.model.config import ModelConfig
@@ -41,6 +41,7 @@ from openlora_jax.tokenizer import Tokenizer
 from pallas_kernels.registry import Ops, resolve
 
 Item = TypeVar("Item")
+AnyTarget = TypeVar("AnyTarget", Adapter, Target)
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class LLM:
         self,
         prompts: str | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
-        adapters: Adapter | Sequence[Adapter] = None,
+        adapters: Target | Sequence[Target] = None,
         *,
         scheduling: SchedulingParams = DEFAULT_SCHEDULING,
     ) -> list[Generation]:
@@ -182,7 +183,8 @@ class LLM:
         Args:
             prompts: texts, conversations (lists of `{"role", "content"}`) or lists of token ids.
             params: for all of them, or one each.
-            adapters: for all of them, or one each: a name, `{name: weight}` for a mix, or None for the base model.
+            adapters: for all of them, or one each: a name, `{name: weight}` for a mix, None for the base model, or an
+                `ensemble` of these.
             scheduling: for all of them.
 
         Raises:
@@ -192,10 +194,14 @@ class LLM:
         prompts = [prompts] if isinstance(prompts, str) else prompts
         requests = [
             GenerateRequest(
-                prompt_ids=prompt_ids(prompt, self.tokenizer), params=each, mix=mix_of(adapter), scheduling=scheduling
+                prompt_ids=prompt_ids(prompt, self.tokenizer),
+                params=each,
+                mix=() if isinstance(target, Ensemble) else mix_of(target),
+                ensemble=target if isinstance(target, Ensemble) else None,
+                scheduling=scheduling,
             )
-            for prompt, each, adapter in zip(
-                prompts, _params(params, len(prompts)), _adapters(adapters, len(prompts)), strict=True
+            for prompt, each, target in zip(
+                prompts, _params(params, len(prompts)), _targets(adapters, len(prompts)), strict=True
             )
         ]
         return cast(list[Generation], self._run_all(requests))
@@ -213,7 +219,7 @@ class LLM:
         Args:
             prompts: as for `generate`.
             completions: one a prompt: a text, tokenised alone, or token ids.
-            adapters: as for `generate`.
+            adapters: as for `generate`, but no ensemble.
             scheduling: as for `generate`.
 
         Raises:
@@ -232,7 +238,7 @@ class LLM:
             for prompt, completion, adapter in zip(
                 prompts,
                 _each("completions", completions, len(prompts)),
-                _adapters(adapters, len(prompts)),
+                _targets(adapters, len(prompts)),
                 strict=True,
             )
         ]
@@ -354,8 +360,8 @@ def _each(field: str, values: Sequence[Item], count: int) -> Sequence[Item]:
     return values
 
 
-def _adapters(adapters: Adapter | Sequence[Adapter], count: int) -> Sequence[Adapter]:
-    if adapters is None or isinstance(adapters, str | Mapping):
+def _targets(adapters: AnyTarget | Sequence[AnyTarget], count: int) -> Sequence[AnyTarget]:
+    if adapters is None or isinstance(adapters, str | Mapping | Ensemble):
         return [adapters] * count
     return _each("adapters", adapters, count)
 

@@ -5,8 +5,8 @@
         print(response.outputs[0].text, response.adapter_digests)
 
 Answers are the messages of `openlora.proto`. A prompt is text, a conversation (`[{"role": ..., "content": ...}]`) or
-token ids. An adapter is a name, a mix (`{name: weight}`, or MixItems), or None for the base model. `timeout` is in
-seconds; the server knows it, and drops the request when it passes.
+token ids. An adapter is a name, a mix (`{name: weight}`, or MixItems), None for the base model, or, to generate, an
+`openlora_jax.ensemble` of these. `timeout` is in seconds; the server knows it, and drops the request when it passes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from typing import Self, TypeVar, cast
 import grpc
 from google.protobuf.message import Message
 
-from openlora_jax.engine.request import MixItem
+from openlora_jax.engine.request import Ensemble, MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import InvalidRequest
@@ -30,6 +30,7 @@ MAX_ANSWER = 64 * 1024**2
 """Bytes of a message: many samples with all their alternatives are more than gRPC's own limit of 4 MiB."""
 
 Target = Adapter | Sequence[MixItem]
+AnyTarget = Target | Ensemble
 Answer = TypeVar("Answer")
 Built = TypeVar("Built", bound=Message)
 
@@ -61,7 +62,7 @@ class Client:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        adapter: Target = None,
+        adapter: AnyTarget = None,
         scheduling: SchedulingParams | None = None,
         timeout: float | None = None,
     ) -> pb.GenerateResponse:
@@ -74,7 +75,7 @@ class Client:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        adapter: Target = None,
+        adapter: AnyTarget = None,
         scheduling: SchedulingParams | None = None,
         timeout: float | None = None,
     ) -> Iterator[pb.GenerateEvent]:
@@ -142,7 +143,7 @@ class Client:
 
 
 def generate_request(
-    prompt: Prompt, params: SamplingParams | None, adapter: Target, scheduling: SchedulingParams | None = None
+    prompt: Prompt, params: SamplingParams | None, adapter: AnyTarget, scheduling: SchedulingParams | None = None
 ) -> pb.GenerateRequest:
     """The message of a generation; of `params`, what was set is sent.
 
@@ -150,11 +151,14 @@ def generate_request(
         InvalidRequest: something that no message can hold.
     """
     fields = params.model_dump(exclude_unset=True, exclude_none=True) if params else {}
-    name, mix = _target(adapter)
     sampling = _build("sampling", pb.SamplingParams, **fields)
-    return pb.GenerateRequest(
-        prompt=_prompt(prompt), sampling=sampling, adapter=name, mix=mix, scheduling=_scheduling(scheduling)
-    )
+    request = pb.GenerateRequest(prompt=_prompt(prompt), sampling=sampling, scheduling=_scheduling(scheduling))
+    if isinstance(adapter, Ensemble):
+        request.ensemble.CopyFrom(_ensemble(adapter))
+    else:
+        name, mix = _target(adapter)
+        request.MergeFrom(pb.GenerateRequest(adapter=name, mix=mix))
+    return request
 
 
 def score_request(
@@ -204,6 +208,17 @@ def _target(adapter: Target) -> tuple[str | None, pb.Mix | None]:
             members = [(item.adapter, item.weight) for item in adapter]
     items = [_build("mix", pb.MixItem, adapter=name, weight=weight) for name, weight in members]
     return None, pb.Mix(items=items) if items else None
+
+
+def _ensemble(ensemble: Ensemble) -> pb.Ensemble:
+    targets = map(_target, ensemble.members)
+    return _build(
+        "ensemble",
+        pb.Ensemble,
+        members=[pb.EnsembleMember(adapter=name, mix=mix) for name, mix in targets],
+        weights=ensemble.weights,
+        method=f"ENSEMBLE_METHOD_{ensemble.method.upper()}",
+    )
 
 
 def _build(field: str, kind: type[Built], **values: object) -> Built:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from openlora_jax import inputs
 from openlora_jax.adapters.mixes import MAX_MIX
-from openlora_jax.engine.request import MixItem
+from openlora_jax.engine.request import MAX_ENSEMBLE, Ensemble, Method, MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import InvalidRequest
@@ -16,6 +16,12 @@ from openlora_jax.inputs import GenerateInput, Prompt, ScoreInput
 from serving.proto import openlora_pb2 as pb
 
 PRIORITIES: Mapping[int, str] = {pb.PRIORITY_LOW: "low", pb.PRIORITY_NORMAL: "normal", pb.PRIORITY_HIGH: "high"}
+
+METHODS: Mapping[int, Method] = {
+    pb.ENSEMBLE_METHOD_UNSPECIFIED: "mean_logits",
+    pb.ENSEMBLE_METHOD_MEAN_LOGITS: "mean_logits",
+    pb.ENSEMBLE_METHOD_MEAN_PROBS: "mean_probs",
+}
 
 MAX_NAME = 128
 MAX_CHARACTERS_PER_TOKEN = 128
@@ -32,8 +38,9 @@ def generate_input(request: pb.GenerateRequest, max_len: int) -> GenerateInput:
     return GenerateInput(
         prompt=prompt(request.prompt, max_len),
         params=params,
-        mix=mix(request),
+        mix=() if request.HasField("ensemble") else mix(request),
         extra={},
+        ensemble=ensemble(request.ensemble) if request.HasField("ensemble") else None,
         scheduling=scheduling_params(request.scheduling),
     )
 
@@ -84,8 +91,8 @@ def _plain(value: object) -> object:
             return value
 
 
-def mix(request: pb.GenerateRequest | pb.ScoreRequest) -> tuple[MixItem, ...]:
-    """The adapters that a request names: none, one of weight 1, or a mix.
+def mix(request: pb.GenerateRequest | pb.ScoreRequest | pb.EnsembleMember) -> tuple[MixItem, ...]:
+    """The adapters that a request, or a member of its ensemble, names: none, one of weight 1, or a mix.
 
     Raises:
         InvalidRequest: an empty mix, too many members, or a name that no adapter can have.
@@ -104,6 +111,17 @@ def mix(request: pb.GenerateRequest | pb.ScoreRequest) -> tuple[MixItem, ...]:
         MixItem(adapter_name(item.adapter, f"mix.items.{i}.adapter"), item.weight if item.HasField("weight") else 1.0)
         for i, item in enumerate(items)
     )
+
+
+def ensemble(message: pb.Ensemble) -> Ensemble:
+    """Raises InvalidRequest for too many members, and as `mix` does for each."""
+    if len(message.members) > MAX_ENSEMBLE:
+        problem = f"has {len(message.members)} entries; give 1 to {MAX_ENSEMBLE}"
+        raise InvalidRequest("ensemble.members", problem)
+    method = METHODS.get(message.method)
+    if method is None:
+        raise InvalidRequest("ensemble.method", f"is {message.method}; give one of {sorted(METHODS)}")
+    return Ensemble(tuple(map(mix, message.members)), tuple(message.weights), method)
 
 
 def adapter_name(name: str, field: str = "name") -> str:

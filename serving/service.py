@@ -120,7 +120,7 @@ class OpenLoraService:
 @contextmanager
 def _submitted(request: GenerateRequest | ScoreRequest, call: Call) -> Iterator[EventStream]:
     """The request's events. However the caller leaves, the request is cancelled: no call can leave one behind."""
-    call.facts["adapters"] = [item.adapter for item in request.mix]
+    call.facts["adapters"] = [item.adapter for mix in request.mixes for item in mix]
     stream = call.llm.engine.submit(request)
     try:
         yield stream

@@ -1,6 +1,7 @@
 """`openlora generate`: one prompt, streamed, or a file of them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,8 @@ from openlora_jax.cli.session import open_session
 from openlora_jax.config import BackendName
 from openlora_jax.engine.scheduling_params import Priority
 from openlora_jax.errors import InvalidRequest
-from openlora_jax.inputs import GenerateInput, parse_generate
+from openlora_jax.inputs import TARGET_KEYS, GenerateInput, parse_generate
+from openlora_jax.untrusted import parse_json_object
 
 BaseOption = Annotated[str | None, typer.Option(help="Converted base model.", show_default=False)]
 StoreOption = Annotated[str | None, typer.Option(help="Adapter store.", show_default=False)]
@@ -44,6 +46,10 @@ def generate(
     mix: Annotated[
         str | None, typer.Option(metavar="NAME=W,NAME=W", help="Adapters and weights.", show_default=False)
     ] = None,
+    ensemble: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Members, weights and method, as in a row.", show_default=False),
+    ] = None,
     source: Annotated[str | None, typer.Option("--input", help="JSON lines to answer; - is stdin.")] = None,
     output: Annotated[str, typer.Option(help="Where to write JSON lines; - is stdout.")] = STANDARD,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", show_default=False)] = None,
@@ -57,10 +63,11 @@ def generate(
         float | None, typer.Option(help="Seconds from token to token; refused if too short.", show_default=False)
     ] = None,
 ) -> None:
-    """Continues a prompt, or each row of a file, with the base model, an adapter, or a weighted mix of adapters.
+    """Continues a prompt, or each row of a file, with the base model, an adapter, a mix of adapters, or an ensemble.
 
-    A row is a JSON object with prompt, messages or prompt_ids, and any of adapter, mix, the sampling parameters, and
-    priority, tenant, ttft_deadline and tpot_deadline. What options say holds for rows that do not say it themselves.
+    A row is a JSON object with prompt, messages or prompt_ids, and any of adapter, mix, ensemble, the sampling
+    parameters, and priority, tenant, ttft_deadline and tpot_deadline. What options say holds for rows that do not say
+    it themselves.
     """
     if (prompt is None) == (source is None):
         raise InvalidRequest("--prompt", "give --prompt for one text, or --input for a file of rows")
@@ -71,11 +78,11 @@ def generate(
         "ttft_deadline": ttft_deadline,
         "tpot_deadline": tpot_deadline,
     }
-    defaults = given(sampling) | given(scheduling) | _target(adapter, mix)
+    defaults = given(sampling) | given(scheduling) | _target(adapter, mix, ensemble)
 
     def parse(fields: Mapping[str, Any]) -> GenerateInput:
-        own_target = {"adapter", "mix"} & fields.keys()
-        kept = {key: value for key, value in defaults.items() if not (own_target and key in ("adapter", "mix"))}
+        own_target = TARGET_KEYS & fields.keys()
+        kept = {key: value for key, value in defaults.items() if not (own_target and key in TARGET_KEYS)}
         return parse_generate({**kept, **fields})
 
     if prompt is None:
@@ -96,11 +103,13 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _target(adapter: str | None, mix: str | None) -> dict[str, Any]:
-    """The fields that the two options stand for."""
+def _target(adapter: str | None, mix: str | None, ensemble: str | None) -> dict[str, Any]:
+    """The fields that the options stand for."""
     fields: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
     if mix is not None:
         fields["mix"] = [_member(text) for text in mix.split(",")]
+    if ensemble is not None:
+        fields["ensemble"] = parse_json_object(Path("--ensemble"), ensemble.encode())
     return fields
 
 

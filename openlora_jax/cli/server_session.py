@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openlora_jax.cli.rows import Line
 from openlora_jax.engine.request import FinishReason, Scored, Timings, TokenLogprobs
-from openlora_jax.inputs import Adapter, GenerateInput, ScoreInput
+from openlora_jax.inputs import Adapter, GenerateInput, ScoreInput, Target
 from openlora_jax.outputs import Generation, Sample
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ServerSession:
     def generate(self, lines: Sequence[Line[GenerateInput]]) -> Iterator[Generation]:
         def call(line: Line[GenerateInput]) -> Generation:
             row = line.row
-            answer = self._client.generate(row.prompt, row.params, adapter=_adapter(row), scheduling=row.scheduling)
+            answer = self._client.generate(row.prompt, row.params, adapter=_target(row), scheduling=row.scheduling)
             return _generation(answer)
 
         return _concurrently(call, lines)
@@ -51,7 +51,7 @@ class ServerSession:
 
     def stream(self, row: GenerateInput) -> Iterator[str]:
         """The text of the first sample as it comes."""
-        events = self._client.generate_stream(row.prompt, row.params, adapter=_adapter(row), scheduling=row.scheduling)
+        events = self._client.generate_stream(row.prompt, row.params, adapter=_target(row), scheduling=row.scheduling)
         for event in events:
             if event.HasField("delta") and event.delta.index == 0:
                 yield event.delta.text
@@ -63,6 +63,10 @@ def _concurrently(call: Callable[[Row], Result], rows: Sequence[Row]) -> Iterato
         yield from threads.map(call, rows)
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _target(row: GenerateInput) -> Target:
+    return row.ensemble or _adapter(row)
 
 
 def _adapter(row: GenerateInput | ScoreInput) -> Adapter:

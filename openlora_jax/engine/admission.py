@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from openlora_jax.adapters.mixes import check_mix
+from openlora_jax.adapters.mixes import MAX_WEIGHT, check_mix
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import blocks_for
-from openlora_jax.engine.request import GenerateRequest, ScoreRequest
+from openlora_jax.engine.request import MAX_ENSEMBLE, Ensemble, GenerateRequest, ScoreRequest
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.errors import InvalidRequest
 
@@ -24,17 +24,22 @@ class Admission:
         A `max_tokens` that the caller set and that does not fit is refused; the default one is cut to what is left.
         """
         self._check_tokens("prompt", request.prompt_ids)
-        check_mix((item.adapter, item.weight) for item in request.mix)
+        ensemble = _checked_ensemble(request)
+        for mix in request.mixes:
+            check_mix((item.adapter, item.weight) for item in mix)
         params = self._fit(request.params, len(request.prompt_ids))
         if params.min_tokens > params.max_tokens:
             raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
-        if params.n > self.config.max_rows:
-            raise InvalidRequest("n", f"{params.n} samples, but the engine runs {self.config.max_rows} rows at once")
+        rows = len(request.mixes)
+        if params.n * rows > self.config.max_rows:
+            each = f" of {rows} rows each" if ensemble else ""
+            problem = f"{params.n} samples{each}, but the engine runs {self.config.max_rows} rows at once"
+            raise InvalidRequest("n" if params.n > 1 else "ensemble", problem)
         self._check_ids("stop_token_ids", params.stop_token_ids)
         self._check_ids("logit_bias", params.logit_bias)
         reach = len(request.prompt_ids) + params.max_tokens - 1
-        self._check_blocks("max_tokens", len(request.prompt_ids), reach, params.n)
-        return replace(request, params=params)
+        self._check_blocks("max_tokens", len(request.prompt_ids), reach, params.n, rows)
+        return replace(request, params=params, ensemble=ensemble)
 
     def score(self, request: ScoreRequest) -> ScoreRequest:
         """The request itself."""
@@ -73,12 +78,36 @@ class Admission:
             if not 0 <= token_id < self.vocab_size:
                 raise InvalidRequest(field, f"token id {token_id} is outside the vocabulary, 0..{self.vocab_size - 1}")
 
-    def _check_blocks(self, field: str, prompt_len: int, reach: int, samples: int) -> None:
-        """Whether the KV pool, when empty, can start all samples together and run one to its end."""
+    def _check_blocks(self, field: str, prompt_len: int, reach: int, samples: int, rows: int = 1) -> None:
+        """Whether the KV pool, when empty, can start all samples, of so many rows, together and run one to its end."""
         size, usable = self.config.kv_block, self.config.kv_blocks - 1
         held = blocks_for(reach if self.config.deterministic else prompt_len, size)
         shared = (prompt_len - 1) // size
-        needed = max(held + (samples - 1) * (held - shared), blocks_for(reach, size))
+        needed = rows * max(held + (samples - 1) * (held - shared), blocks_for(reach, size))
         if needed > usable:
             problem = f"the request needs {needed} KV blocks of {size} tokens, but the engine has {usable}"
             raise InvalidRequest(field, f"{problem}; shorten it or raise kv_blocks in the configuration")
+
+
+def _checked_ensemble(request: GenerateRequest) -> Ensemble | None:
+    """The request's ensemble with all its weights; those of `mean_probs` add up to 1."""
+    ensemble = request.ensemble
+    if ensemble is None:
+        return None
+    count, weights = len(ensemble.members), ensemble.weights
+    if request.mix:
+        raise InvalidRequest("ensemble", "is given beside a mix; make that a member")
+    if not 1 <= count <= MAX_ENSEMBLE:
+        raise InvalidRequest("ensemble.members", f"has {count} entries; give 1 to {MAX_ENSEMBLE}")
+    if weights and len(weights) != count:
+        raise InvalidRequest(
+            "ensemble.weights", f"has {len(weights)} entries for {count} members; give one each, or none"
+        )
+    if not all(abs(weight) <= MAX_WEIGHT for weight in weights):
+        raise InvalidRequest("ensemble.weights", f"has one that is not a number within {MAX_WEIGHT:g} of 0")
+    weights = weights or (1 / count,) * count
+    if ensemble.method == "mean_probs":
+        if min(weights) < 0 or not sum(weights):
+            raise InvalidRequest("ensemble.weights", "of mean_probs must not be negative, nor all zero")
+        weights = tuple(weight / sum(weights) for weight in weights)
+    return replace(ensemble, weights=weights)

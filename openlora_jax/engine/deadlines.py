@@ -55,5 +55,5 @@ class Deadlines:
         return None
 
     def _prefill(self, live: LiveRequest, rows: int) -> float:
-        chunks = -(-live.sequences[0].known // self.prefill_chunk)
+        chunks = -(-live.sequences[0].known * len(live.request.mixes) // self.prefill_chunk)
         return chunks * (self.rates.chunk + self.rates.step(rows))

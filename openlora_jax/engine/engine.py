@@ -192,7 +192,8 @@ class Engine:
         live.seed = secrets.randbelow(2**31) if params.seed is None else params.seed
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
         outputs = (Output(params, ends, self._tokenizer.stream()) for _ in range(params.n))
-        return [Sequence.sample(live, request, index, ends, output) for index, output in enumerate(outputs)]
+        samples = (Sequence.sample(live, request, index, ends, output) for index, output in enumerate(outputs))
+        return [row for sample in samples for row in sample]
 
     def _enter_queue(self, live: LiveRequest) -> None:
         with self._changed:
@@ -308,7 +309,8 @@ class Engine:
             self._leave_queue(sequence.request)
             if sequence.params:
                 prompt, output = sequence.tokens[: sequence.prompt_len], sequence.tokens[sequence.prompt_len :]
-                self._runner.prepare_slot(slot, prompt, output, sequence.params)
+                feed_last = sequence.ensemble is not None
+                self._runner.prepare_slot(slot, prompt, output, sequence.params, feed_last)
         self._launch(schedule.chunk)
         for source, target in schedule.copies:
             self._runner.copy_block(source, target)
@@ -336,6 +338,8 @@ class Engine:
             else:
                 live.answered = self._clock() if live.answered is None else live.answered
                 delta = take_token(sequence, output)
+                if delta is None:
+                    continue
                 self._generated += 1
                 live.stream.put(delta)
                 ended = delta.finish_reason is not None

@@ -37,9 +37,9 @@ def next_chunk(running: Iterable[Sequence], config: EngineConfig) -> Launch | No
     for sequence in running:
         if not sequence.wants_chunk() or (launched and not _may_share(config, sequence, launched[0][1])):
             continue
-        for _ in range(_tiles_left(config, sequence.request.items, used, len(launched))):
+        for _ in range(_tiles_left(config, sequence.items, used, len(launched))):
             launched.append((sequence.take_chunk_tile(config.prefill_tile), sequence))
-            used.update(sequence.request.items)
+            used.update(sequence.items)
             if not sequence.wants_chunk():
                 break
     return Launch.of("score" if launched and launched[0][1].params is None else "prefill", launched)

@@ -1,4 +1,4 @@
-"""Who answers a request: the names in its mix, resolved once, at admission."""
+"""Who answers a request: the names in its mixes, resolved once, at admission."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ def resolve_names(request: Request, store: Store) -> tuple[Request, list[tuple[s
     """The request with the members of each mix that it names in that one's place, and the content of every name.
 
     Args:
-        request: whose mix is checked.
+        request: whose mixes are checked.
         store: that knows the names.
 
     Returns:
@@ -32,9 +32,12 @@ def resolve_names(request: Request, store: Store) -> tuple[Request, list[tuple[s
         UnknownAdapter: a name that stands for nothing.
         InvalidRequest: members that are too many, or whose weights are too large, only together.
     """
-    members = _flat(request.mix, store)
-    mix = tuple(MixItem(member.adapter, member.weight) for member in members)
-    return replace(request, mix=mix), [(member.adapter, member.digest) for member in members]
+    resolved = [_flat(mix, store) for mix in request.mixes]
+    mixes = tuple(tuple(MixItem(member.adapter, member.weight) for member in members) for members in resolved)
+    adapters = [(member.adapter, member.digest) for members in resolved for member in members]
+    if isinstance(request, GenerateRequest) and request.ensemble:
+        return replace(request, ensemble=replace(request.ensemble, members=mixes)), adapters
+    return replace(request, mix=mixes[0]), adapters
 
 
 def _flat(mix: Sequence[MixItem], store: Store) -> list[Member]:

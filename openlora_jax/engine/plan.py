@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from openlora_jax.adapters.pages import AdapterPages
-from openlora_jax.engine.request import TokenLogprobs
+from openlora_jax.engine.request import Ensemble, TokenLogprobs
 from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling_params import SamplingParams
 
@@ -24,6 +24,9 @@ class Tile:
         pages: pages and weight of each member of the mix; () is the base model.
         sampling: how to sample after the last token; None does not sample. Set in every decode tile, in no score tile.
         targets: score chunks: the token that follows each of `tokens`; None where nothing of this tile is scored.
+        ensemble: decode tiles: what combines the distributions of its rows, whose tiles follow each other in the order
+            of the members and sample the same way; None for one that samples alone. Its weights are set.
+        member: of the ensemble, which row this is.
     """
 
     slot: int
@@ -33,6 +36,8 @@ class Tile:
     pages: tuple[tuple[AdapterPages, float], ...] = ()
     sampling: RowSampling | None = None
     targets: tuple[int, ...] | None = None
+    ensemble: Ensemble | None = None
+    member: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +77,17 @@ class Runner(Protocol):
     """The device side. Calls take effect in call order; none of them waits. Engine thread only."""
 
     def prepare_slot(
-        self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int], params: SamplingParams
+        self,
+        slot: int,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        params: SamplingParams,
+        feed_last: bool = False,
     ) -> None:
-        """Gives `slot` to a new sequence: penalty counts, bias; `output_ids` are what it had before a preemption."""
+        """Gives `slot` to a new sequence: penalty counts, bias; `output_ids` are what it had before a preemption.
+
+        With `feed_last`, the first decode step feeds the last of all these tokens, which no chunk computes.
+        """
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies one KV block over all layers: a fork's own copy of the prompt's last block."""

@@ -112,7 +112,7 @@ class Fair:
 
     def arrives(self, live: LiveRequest) -> None:
         params = live.request.scheduling
-        adapters = tuple(item.adapter for item in live.request.mix)
+        adapters = tuple(item.adapter for mix in live.request.mixes for item in mix)
         self._accounts[live] = Account(params.tenant, adapters, LEVELS[params.priority])
         self._tenants.join(params.tenant)
         self._adapters.setdefault(params.tenant, VirtualTokens()).join(adapters)

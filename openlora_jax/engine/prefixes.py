@@ -9,19 +9,19 @@ import hashlib
 import struct
 from collections.abc import Iterator
 
-from openlora_jax.engine.sequence import LiveRequest, Sequence
+from openlora_jax.engine.sequence import Sequence
 
 
 def block_names(sequence: Sequence, block_size: int) -> Iterator[bytes]:
     """The names of the full blocks of a prompt, without the block of its last token, which is always computed."""
-    name = _root(sequence.request)
+    name = _root(sequence)
     for start in range(0, (sequence.prompt_len - 1) // block_size * block_size, block_size):
         tokens = struct.pack(f"<{block_size}I", *sequence.tokens[start : start + block_size])
         name = hashlib.sha256(name + tokens).digest()
         yield name
 
 
-def _root(live: LiveRequest) -> bytes:
-    weights = (item.weight for item in live.request.mix)
-    mix = list(zip(live.digests, weights, strict=True))
+def _root(sequence: Sequence) -> bytes:
+    live = sequence.request
+    mix = [(lease.digest, weight) for lease, weight in live.mixes[sequence.member]]
     return hashlib.sha256(repr((live.request.scheduling.tenant, mix)).encode()).digest()

@@ -7,6 +7,10 @@ from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Method = Literal["mean_logits", "mean_probs"]
+
+MAX_ENSEMBLE = 8
+"""Members of an ensemble, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +21,26 @@ class MixItem:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Members that answer together: at every step their distributions are combined, and one token is chosen for all.
+
+    Attributes:
+        members: the mix of each; () is the base model.
+        weights: one a member; () is the mean of all. For `mean_probs` not negative, and taken by their sum.
+        method: what is combined: `mean_logits`, the weighted sum of the logits, or `mean_probs`, of the probabilities.
+    """
+
+    members: tuple[tuple[MixItem, ...], ...]
+    weights: tuple[float, ...] = ()
+    method: Method = "mean_logits"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateRequest:
     """A prompt to continue. `mix` is empty for the base model, one item of weight 1 for a plain adapter.
+
+    With an `ensemble`, its members answer and `mix` is empty.
 
     `deadline` is in `time.monotonic()` seconds; the request ends with DeadlineExceeded within one step of it.
     """
@@ -27,8 +48,14 @@ class GenerateRequest:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     mix: tuple[MixItem, ...] = ()
+    ensemble: Ensemble | None = None
     deadline: float | None = None
     scheduling: SchedulingParams = DEFAULT_SCHEDULING
+
+    @property
+    def mixes(self) -> tuple[tuple[MixItem, ...], ...]:
+        """Of the rows that make one sample: one, or one for each member of an ensemble."""
+        return self.ensemble.members if self.ensemble else (self.mix,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +67,11 @@ class ScoreRequest:
     mix: tuple[MixItem, ...] = ()
     deadline: float | None = None
     scheduling: SchedulingParams = DEFAULT_SCHEDULING
+
+    @property
+    def mixes(self) -> tuple[tuple[MixItem, ...], ...]:
+        """Of the one row that it takes."""
+        return (self.mix,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +113,7 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """The last event of a generate request, after every sample's last delta."""
+    """The last event of a generate request, after every sample's last delta. An ensemble's digests are its members'."""
 
     seed: int
     adapter_digests: tuple[str, ...]

@@ -5,12 +5,14 @@ from openlora_jax.engine.request import Delta, Event, Finished, Scored, TokenLog
 from openlora_jax.engine.sequence import LiveRequest, Sequence
 
 
-def take_token(sequence: Sequence, token: TokenLogprobs) -> Delta:
-    """The next token of a sample, read from the device."""
-    if sequence.params is None or sequence.output is None:
+def take_token(sequence: Sequence, token: TokenLogprobs) -> Delta | None:
+    """The next token of a sample, read from the device; None from a row that does not speak for its ensemble."""
+    if sequence.params is None:
         raise RuntimeError("a text to score has no samples")
     sequence.tokens.append(token.token_id)
     sequence.in_flight -= 1
+    if sequence.output is None:
+        return None
     text, reason = sequence.output.push(token.token_id)
     return Delta(
         index=sequence.index,
@@ -47,7 +49,7 @@ def _finished(live: LiveRequest, now: float) -> Finished:
         seed=live.seed,
         adapter_digests=live.digests,
         prompt_tokens=len(live.request.prompt_ids),
-        completion_tokens=sum(len(sample.tokens) - sample.prompt_len for sample in live.sequences),
+        completion_tokens=sum(len(sample.tokens) - sample.prompt_len for sample in live.sequences if sample.output),
         timings=live.timings(now),
     )
 

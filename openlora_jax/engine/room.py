@@ -40,32 +40,36 @@ class Room:
             without: of these, who would give way.
         """
         leaving = list(without)
-        shared = self.full_blocks(party[0]) * (len(party) - 1)
+        forks = len(party) - len({sequence.member for sequence in party})
+        shared = self.full_blocks(party[0]) * forks
         needed = sum(map(self._starting_blocks, party)) - shared
         growth = 0 if self._deterministic else running - len(leaving)
         free = self.blocks.num_free + self.blocks.num_freed(sequence.blocks for sequence in leaving)
         return len(party) <= len(self.slots) + len(leaving) and needed + growth <= free
 
-    def has_items(self, live: LiveRequest, rows: int, without: Iterable[Sequence] = ()) -> bool:
-        """Whether a decode step's work list has room for so many rows of the mix beside all who run."""
-        taken = Counter(self.items)
+    def has_items(self, party: Party, without: Iterable[Sequence] = ()) -> bool:
+        """Whether a decode step's work list has room for the rows of a party beside all who run."""
+        taken, wanted = Counter(self.items), Counter[str]()
+        for sequence in party:
+            wanted.update(sequence.items)
         for sequence in without:
-            taken.subtract(sequence.request.items)
-        return all(taken[module] + pages * rows <= self._work_items for module, pages in live.items.items())
+            taken.subtract(sequence.items)
+        return all(taken[module] + pages <= self._work_items for module, pages in wanted.items())
 
     def misfit(self, live: LiveRequest) -> InvalidRequest | None:
         """Why a decode step's work list could not hold all samples of a mix even alone."""
-        limit, samples = self._work_items, len(live.sequences)
-        for module, pages in live.items.items():
+        limit, samples = self._work_items, len(live.sequences) // len(live.items)
+        for module, pages in sum(live.items, Counter[str]()).items():
             if pages * samples > limit:
                 problem = f"its adapters have {pages} rank pages of {module}, {pages * samples} for n = {samples}"
                 return InvalidRequest("mix", f"{problem}; a step takes at most {limit} (configuration work_items)")
         return None
 
     def take(self, party: Party) -> None:
-        """Gives each of a party its slot, its blocks and its items. The samples share the prompt's full blocks."""
-        leader = party[0]
+        """Gives each of a party its slot, its blocks and its items. Samples of a mix share the prompt's full blocks."""
+        leaders: dict[int, Sequence] = {}
         for sequence in party:
+            leader = leaders.setdefault(sequence.member, sequence)
             shared = self._known_blocks(leader) if sequence is leader else leader.blocks[: self.full_blocks(leader)]
             self.blocks.share(shared)
             own = self.blocks.allocate(self._starting_blocks(sequence) - len(shared))
@@ -74,14 +78,14 @@ class Room:
             sequence.blocks = shared + own
             sequence.slot = heapq.heappop(self.slots)
             sequence.leader = None if sequence is leader else leader
-            sequence.computed = len(shared) * self.blocks.block_size if sequence is leader else 0
-            self.items.update(sequence.request.items)
+            sequence.computed_to(len(shared) * self.blocks.block_size if sequence is leader else 0)
+            self.items.update(sequence.items)
 
     def give_back(self, sequence: Sequence) -> None:
         """Takes slot, blocks and items from a sequence."""
         self.blocks.release(reversed(sequence.blocks))  # of a prefix, the end is forgotten first
         heapq.heappush(self.slots, sequence.row)
-        self.items.subtract(sequence.request.items)
+        self.items.subtract(sequence.items)
         sequence.slot, sequence.blocks = None, []
 
     def name_blocks(self, sequence: Sequence) -> None:
@@ -106,4 +110,5 @@ class Room:
         return (sequence.prompt_len - 1) // self.blocks.block_size
 
     def _starting_blocks(self, sequence: Sequence) -> int:
-        return blocks_for(sequence.reach if self._deterministic else sequence.known, self.blocks.block_size)
+        at_first = max(sequence.known, sequence.prompt_len)
+        return blocks_for(sequence.reach if self._deterministic else at_first, self.blocks.block_size)

@@ -14,7 +14,14 @@ from openlora_jax.engine.kv_blocks import SCRATCH_BLOCK
 from openlora_jax.engine.plan import RowOutput, StepPlan, StepResult, Tile, TileScores
 from openlora_jax.engine.request import TokenLogprobs
 from openlora_jax.engine.row_sampling import RowSampling
-from openlora_jax.engine.sampling import Sampled, SamplerState, SamplingBatch, prepare_slot, slot_rows
+from openlora_jax.engine.sampling import (
+    EnsembleBatch,
+    Sampled,
+    SamplerState,
+    SamplingBatch,
+    prepare_slot,
+    slot_rows,
+)
 from openlora_jax.engine.sampling_params import MAX_STOPS, SamplingParams
 from openlora_jax.engine.step import Program, Scores
 from openlora_jax.engine.work import check_ids, work_list
@@ -105,12 +112,18 @@ class DeviceRunner:
         progress("ready", len(programs) + 1, len(programs) + 1)
 
     def prepare_slot(
-        self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int], params: SamplingParams
+        self,
+        slot: int,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        params: SamplingParams,
+        feed_last: bool = False,
     ) -> None:
-        """Gives `slot` to a new sequence; costs nothing unless its penalties or bias are ever read."""
-        if RowSampling.of(params, seed=0).uses_slot:
+        """Gives `slot` to a new sequence; costs nothing unless its last token, penalties or bias are ever read."""
+        if feed_last or RowSampling.of(params, seed=0).uses_slot:
             rows = slot_rows(prompt_ids, output_ids, params.logit_bias, self._model.vocab_size)
-            self._state = prepare_slot(self._state, np.int32(slot), *rows)
+            last = np.int32((output_ids or prompt_ids or (0,))[-1])
+            self._state = prepare_slot(self._state, np.int32(slot), last, *rows)
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies one KV block over all layers."""
@@ -142,8 +155,9 @@ class DeviceRunner:
             return ScoredStep(plan.tiles, scores)
         sampling = self._sampling_batch(plan.tiles, rows)
         if plan.kind == "decode":
+            ensembles = EnsembleBatch.pack(plan.tiles, rows)
             self._state, self._kv, sampled = self._decode(
-                self.parameters, self._state, self._kv, tiles, sampling, self.pool.arrays, work
+                self.parameters, self._state, self._kv, tiles, sampling, ensembles, self.pool.arrays, work
             )
         else:
             tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, self._engine.prefill_tile)

@@ -18,6 +18,8 @@ step of every sequence whose known tokens are all dispatched, those of this very
   start leaves a free block for each running sequence to grow into.
 * `n > 1`: the first sample computes the prompt. The others share its full blocks, copy the block of the last token
   once the prompt is dispatched, and compute the last tile again, each with its own sampler state.
+* An ensemble's members are rows of their own: they start together, prefill all but the last token each on its own, and
+  then take every step together, as all of them have to grow, or to give way, if one has to (a gang).
 * A prompt begins with the blocks of those before it, of the same tenant and mix, that began with the same tokens.
 * `deterministic`: no block is taken over from another request, a sequence gets all that it can ever need when it
   starts, and who has sampled a token gives way to nobody, as other programs would recompute its output.
@@ -32,7 +34,7 @@ from openlora_jax.engine.launch import Launch, next_chunk
 from openlora_jax.engine.plan import Tile
 from openlora_jax.engine.policy import PATIENCE, policy_of
 from openlora_jax.engine.room import Room
-from openlora_jax.engine.sequence import Adapters, LiveRequest, Party, Sequence
+from openlora_jax.engine.sequence import Adapters, LiveRequest, Party, Rank, Sequence
 from openlora_jax.errors import InvalidRequest
 
 
@@ -103,13 +105,14 @@ class Scheduler:
         self._policy.leaves(live)
 
     def finish(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and frees what it holds."""
-        sequence.finished = True
-        if sequence.slot is None:
+        """Takes a sequence out with its gang, wherever it is, and frees what they hold."""
+        for row in sequence.gang:
+            row.finished = True
+            if row.slot is not None:
+                self._stop(row)
+        if any(sequence in party for party in self.waiting):
             self.waiting = [party for party in self.waiting if sequence not in party]
             self._highest = None
-        else:
-            self._stop(sequence)
 
     def schedule(self, now: float) -> Schedule:
         """Decides one iteration. Its plans must be dispatched, in order, before the next call."""
@@ -181,10 +184,9 @@ class Scheduler:
 
     def _make_items(self, party: Party, now: float) -> bool:
         """Whether the work list has room for a party, now if not before."""
-        live, rows = party[0].request, len(party)
-        if self.room.has_items(live, rows):
+        if self.room.has_items(party):
             return True
-        return self._displace(live, now, lambda others: self.room.has_items(live, rows, _rows(others)))
+        return self._displace(party[0].request, now, lambda others: self.room.has_items(party, _rows(others)))
 
     def _displace(self, live: LiveRequest, now: float, enough: Callable[[list[LiveRequest]], bool]) -> bool:
         """Has requests of lower classes give way, no more than are enough; False, and none, if all are not."""
@@ -226,7 +228,7 @@ class Scheduler:
             self.preemptions += 1
         live.waiting_since = now if rows else live.waiting_since
         whole = len(rows) == len(live.sequences) and not any(sequence.num_output for sequence in rows)
-        for party in [tuple(rows)] if whole else [(sequence,) for sequence in rows]:
+        for party in [tuple(rows)] if whole else dict.fromkeys(sequence.gang for sequence in rows):
             self._wait(party)
         if live.pages is not None:
             self._adapters.displace(*live.leases)
@@ -258,16 +260,17 @@ class Scheduler:
             leader = fork.leader
             if leader is not None and leader.decoding:
                 last = self.room.full_blocks(leader)
-                copies.append((leader.blocks[last], fork.blocks[last]))
-                fork.computed = leader.prompt_len - 1 - (leader.prompt_len - 1) % self._config.prefill_tile
+                if leader.computed > last * self.blocks.block_size:
+                    copies.append((leader.blocks[last], fork.blocks[last]))
                 fork.leader = None
+                fork.computed_to(leader.prompt_len - 1 - (leader.prompt_len - 1) % self._config.prefill_tile)
         return tuple(copies)
 
     def _next_decode(self, now: float) -> Launch | None:
         launched: list[tuple[Tile, Sequence]] = []
-        for sequence in list(self.running):
-            if sequence.wants_decode() and self._grow(sequence, now):
-                launched.append((sequence.take_decode_tile(), sequence))
+        for gang in dict.fromkeys(sequence.gang for sequence in self.running):
+            if all(row.wants_decode() for row in gang) and all(self._grow(row, now) for row in gang):
+                launched += ((row.take_decode_tile(), row) for row in gang)
         return Launch.of("decode", launched)
 
     def _grow(self, sequence: Sequence, now: float) -> bool:
@@ -281,12 +284,13 @@ class Scheduler:
         return sequence.slot is not None
 
     def _preempt(self, sequence: Sequence, now: float) -> None:
-        """Its tokens stay, those in flight are still read; then it is recomputed from its first position."""
-        self._stop(sequence)
-        sequence.start_over()
+        """Its gang's tokens stay, those in flight are still read; then it is recomputed from its first position."""
+        for row in sequence.gang:
+            self._stop(row)
+            row.start_over()
         sequence.request.waiting_since = now
-        self._wait((sequence,))
-        self.preemptions += 1
+        self._wait(sequence.gang)
+        self.preemptions += len(sequence.gang)
 
 
 def _may_yield(other: Sequence, growing: Sequence) -> bool:
@@ -302,9 +306,9 @@ def _rows(lives: Iterable[LiveRequest]) -> list[Sequence]:
     return [sequence for live in lives for sequence in live.sequences if sequence.slot is not None]
 
 
-def _place(sequence: Sequence) -> tuple[tuple[int, float, int], int]:
+def _place(sequence: Sequence) -> tuple[Rank, int, int]:
     return sequence.place
 
 
-def _age(party: Party) -> tuple[int, int]:
+def _age(party: Party) -> tuple[int, int, int]:
     return party[0].age

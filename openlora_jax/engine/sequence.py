@@ -1,14 +1,14 @@
 """A request while it lives in the engine, and its sequences: what is known, what is computed, what is held."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.engine.plan import Tile
-from openlora_jax.engine.request import GenerateRequest, ScoreRequest, Timings
+from openlora_jax.engine.request import Ensemble, GenerateRequest, MixItem, ScoreRequest, Timings
 from openlora_jax.engine.row_sampling import RowSampling
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.stopping import Output
@@ -73,6 +73,9 @@ class Adapters(Protocol):
         """Takes the device's pages back from placed leases, which wait from now on. Engine thread only."""
 
 
+MixPages = tuple[tuple[AdapterPages, float], ...]
+"""Pages and weight of each adapter of a mix."""
+
 Rank = tuple[int, float, int]
 """A place among the running: class, higher ones negative, deadline, order of arrival."""
 
@@ -84,10 +87,10 @@ class LiveRequest:
     Attributes:
         order: of arrival; the smaller, the older.
         seed: of its samples.
-        leases: one for each member of the mix, in its order.
-        pages: pages and weight of each member, once all are on the device; None before.
-        items: module -> rank pages of the whole mix, which is its work list items in one tile.
-        sequences: `n` samples, or the one text to score.
+        leases: one for each adapter of its mixes, in their order.
+        pages: of each of its mixes, pages and weight of each adapter, once all are on the device; None before.
+        items: of each of its mixes, module -> rank pages, which are its work list items in one tile.
+        sequences: the rows of `n` samples, or the one text to score.
         submitted, ready, started, answered: monotonic seconds of the submission, the adapters in host memory, the
             start, and the first result.
         blocked: since when it finds no room for its adapters on the device; None while it runs or has not asked.
@@ -103,8 +106,8 @@ class LiveRequest:
     seed: int = 0
     leases: list[Lease] = field(default_factory=list)
     sequences: "list[Sequence]" = field(default_factory=list)
-    pages: tuple[tuple[AdapterPages, float], ...] | None = None
-    items: "Counter[str]" = field(default_factory=Counter)
+    pages: tuple[MixPages, ...] | None = None
+    items: "tuple[Counter[str], ...]" = ()
     ready: float | None = None
     started: float | None = None
     answered: float | None = None
@@ -124,15 +127,12 @@ class LiveRequest:
 
     def hold_pages(self) -> None:
         """Its leases were placed: notes where the pages are."""
-        weights = (item.weight for item in self.request.mix)
-        self.pages = tuple((lease.pages, weight) for lease, weight in zip(self.leases, weights, strict=True))
-        for pages, _ in self.pages:
-            self.items.update({module: len(ids) for module, ids in pages.items()})
+        self.pages = tuple(tuple((lease.pages, weight) for lease, weight in mix) for mix in self.mixes)
+        self.items = tuple(map(_items, self.pages))
 
     def give_pages_back(self) -> None:
         """Its leases were displaced."""
-        self.pages = None
-        self.items.clear()
+        self.pages, self.items = None, ()
 
     @property
     def resident(self) -> bool:
@@ -149,17 +149,24 @@ class LiveRequest:
         first = self.sequences[0]
         if first.params is None:
             return len(first.tokens)
-        return first.prompt_len + output_weight * sum(sequence.num_output for sequence in self.sequences)
+        prompts = first.prompt_len * len(self.request.mixes)
+        return prompts + output_weight * sum(sequence.num_output for sequence in self.sequences)
+
+    @property
+    def mixes(self) -> tuple[tuple[tuple[Lease, float], ...], ...]:
+        """Of the rows that make one sample: lease and weight of each adapter."""
+        leases = iter(self.leases)
+        return tuple(tuple((next(leases), item.weight) for item in mix) for mix in self.request.mixes)
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Of the mix's members, in its order."""
+        """Of its adapters, in the order of its mixes."""
         return tuple(lease.digest for lease in self.leases)
 
     @property
     def answerer(self) -> str:
         """Who answers, in words."""
-        return " + ".join(f"{item.weight:g} {item.adapter!r}" for item in self.request.mix) or "the base model"
+        return " with ".join(map(_in_words, self.request.mixes))
 
     @property
     def load_error(self) -> OpenLoraError | None:
@@ -197,12 +204,15 @@ class Sequence:
 
     Attributes:
         index: which sample.
+        member: which of the request's mixes it runs with.
+        gang: the rows of its sample, this one among them, which take every step from the first token on together: one,
+            or one for each member of an ensemble, the first of which speaks for all.
         prompt_len: tokens of the prompt.
-        decoding: its known tokens were dispatched; it goes on token by token.
+        decoding: its known tokens were dispatched, for an ensemble all but the last; it goes on token by token.
         leader: the sample whose prompt pass it waits for, to fork from; None when it computes its own.
         block_names: of the prompt's full blocks, for the prefix cache; made at the first start.
         finished: its last event was sent, or its request has ended.
-        output: of a sample; None for a score.
+        output: of a sample, with its gang's first row; None for a score.
         logprobs, greedy: of a score, per completion token so far.
     """
 
@@ -213,6 +223,8 @@ class Sequence:
     sampling: RowSampling | None = None
     guarded: RowSampling | None = None
     output: Output | None = None
+    member: int = 0
+    gang: "tuple[Sequence, ...]" = ()
     logprobs: list[float] = field(default_factory=list)
     greedy: list[bool] = field(default_factory=list)
     slot: int | None = None
@@ -231,16 +243,25 @@ class Sequence:
     @classmethod
     def sample(
         cls, live: LiveRequest, request: GenerateRequest, index: int, end_ids: Iterable[int], output: Output
-    ) -> "Sequence":
-        """Sample number `index`; `end_ids` are forbidden before `min_tokens`."""
+    ) -> "tuple[Sequence, ...]":
+        """The rows of sample number `index`; `end_ids` are forbidden before `min_tokens`."""
         row = RowSampling.of(request.params, seed=live.seed, sample=index)
-        prompt = list(request.prompt_ids)
-        return cls(live, index, prompt, len(prompt), row, row.forbidding(sorted(end_ids)), output)
+        guarded, prompt = row.forbidding(sorted(end_ids)), list(request.prompt_ids)
+        gang = tuple(
+            cls(live, index, list(prompt), len(prompt), row, guarded, None if member else output, member)
+            for member in range(len(request.mixes))
+        )
+        for sequence in gang:
+            sequence.gang = gang
+        return gang
+
+    def __post_init__(self) -> None:
+        self.gang = (self,)
 
     @property
-    def age(self) -> tuple[int, int]:
+    def age(self) -> tuple[int, int, int]:
         """Sorts the older first."""
-        return self.request.order, self.index
+        return self.request.order, self.index, self.member
 
     @property
     def params(self) -> SamplingParams | None:
@@ -248,9 +269,24 @@ class Sequence:
         return request.params if isinstance(request, GenerateRequest) else None
 
     @property
+    def ensemble(self) -> Ensemble | None:
+        request = self.request.request
+        return request.ensemble if isinstance(request, GenerateRequest) else None
+
+    @property
+    def pages(self) -> MixPages:
+        """Of its mix."""
+        return self.request.pages[self.member] if self.request.pages else ()
+
+    @property
+    def items(self) -> Mapping[str, int]:
+        """Work list items in one tile, by module, once its adapters are on the device."""
+        return self.request.items[self.member]
+
+    @property
     def known(self) -> int:
-        """Positions that a chunk can compute: a score's last token is only a target."""
-        return len(self.tokens) if self.params else len(self.tokens) - 1
+        """Positions that a chunk can compute: a score's last token is only a target, an ensemble's is decoded."""
+        return len(self.tokens) if self.params and not self.ensemble else len(self.tokens) - 1
 
     @property
     def reach(self) -> int:
@@ -263,9 +299,9 @@ class Sequence:
         return len(self.tokens) - self.prompt_len + self.in_flight
 
     @property
-    def place(self) -> tuple[Rank, int]:
-        """Sorts the running: who goes first, and last who gives way first."""
-        return self.request.rank, self.index
+    def place(self) -> tuple[Rank, int, int]:
+        """Sorts the running: who goes first, and last who gives way first; a gang stays together."""
+        return self.request.rank, self.index, self.member
 
     def start_over(self) -> None:
         """Nothing is computed any more. A sample's tokens stay; a text's scores are made again."""
@@ -275,6 +311,11 @@ class Sequence:
 
     def wants_chunk(self) -> bool:
         return not self.decoding and self.leader is None and self.computed < self.known
+
+    def computed_to(self, position: int) -> None:
+        """All before that position were dispatched, or found; a row of an ensemble may be ready to decode by that."""
+        self.computed = position
+        self.decoding = self.decoding or (self.ensemble is not None and self.leader is None and position >= self.known)
 
     def wants_decode(self) -> bool:
         return self.decoding and self.params is not None and self.num_output < self.params.max_tokens
@@ -289,8 +330,8 @@ class Sequence:
         start, end = self.computed, min(self.computed + size, self.known)
         scored = self.params is None and end >= self.prompt_len
         self.in_flight += scored
-        sampling = self.next_row() if end == self.known else None
-        self.computed = end
+        sampling = self.next_row() if end == self.known and not self.ensemble else None
+        self.computed_to(end)
         if sampling:
             self.decoding = True
             self.in_flight += 1
@@ -299,7 +340,7 @@ class Sequence:
             start=start,
             tokens=tuple(self.tokens[start:end]),
             blocks=tuple(self.blocks),
-            pages=self.request.pages or (),
+            pages=self.pages,
             sampling=sampling,
             targets=tuple(self.tokens[start + 1 : end + 1]) if scored else None,
         )
@@ -311,8 +352,10 @@ class Sequence:
             start=self.computed,
             tokens=None,
             blocks=tuple(self.blocks),
-            pages=self.request.pages or (),
+            pages=self.pages,
             sampling=self.next_row(),
+            ensemble=self.ensemble,
+            member=self.member,
         )
         self.computed += 1
         self.in_flight += 1
@@ -327,4 +370,15 @@ class Sequence:
 
 
 Party = tuple[Sequence, ...]
-"""Sequences of one request that start together."""
+"""Sequences of one request that start together; of a gang all."""
+
+
+def _items(mix: MixPages) -> "Counter[str]":
+    items = Counter[str]()
+    for pages, _ in mix:
+        items.update({module: len(ids) for module, ids in pages.items()})
+    return items
+
+
+def _in_words(mix: Iterable[MixItem]) -> str:
+    return " + ".join(f"{item.weight:g} {item.adapter!r}" for item in mix) or "the base model"

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from openlora_jax.adapters.pool import PoolArrays
-from openlora_jax.engine.sampling import Sampled, SamplerState, SamplingBatch, sample
+from openlora_jax.engine.sampling import EnsembleBatch, Sampled, SamplerState, SamplingBatch, sample
 from openlora_jax.engine.sampling_params import MAX_LOGPROBS
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.forward import AdapterBatch, TileBatch, hidden_states, logits
@@ -33,6 +33,7 @@ class Program:
         kv: KvCache,
         tiles: TileBatch,
         sampling: SamplingBatch,
+        ensembles: EnsembleBatch,
         pools: PoolArrays,
         work: WorkList,
     ) -> tuple[SamplerState, KvCache, Sampled]:
@@ -40,7 +41,8 @@ class Program:
         adapters = AdapterBatch(pools, work)
         tokens = state.last_token[sampling.slot][:, None]
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)
-        state, sampled = sample(self.ops, state, logits(self.config, self.ops, parameters, adapters, x[:, 0]), sampling)
+        scores = logits(self.config, self.ops, parameters, adapters, x[:, 0])
+        state, sampled = sample(self.ops, state, scores, sampling, ensembles)
         return state, kv, sampled
 
     def prefill(

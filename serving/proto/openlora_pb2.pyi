@@ -14,6 +14,12 @@ class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PRIORITY_NORMAL: _ClassVar[Priority]
     PRIORITY_HIGH: _ClassVar[Priority]
 
+class EnsembleMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENSEMBLE_METHOD_UNSPECIFIED: _ClassVar[EnsembleMethod]
+    ENSEMBLE_METHOD_MEAN_LOGITS: _ClassVar[EnsembleMethod]
+    ENSEMBLE_METHOD_MEAN_PROBS: _ClassVar[EnsembleMethod]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -35,6 +41,9 @@ PRIORITY_UNSPECIFIED: Priority
 PRIORITY_LOW: Priority
 PRIORITY_NORMAL: Priority
 PRIORITY_HIGH: Priority
+ENSEMBLE_METHOD_UNSPECIFIED: EnsembleMethod
+ENSEMBLE_METHOD_MEAN_LOGITS: EnsembleMethod
+ENSEMBLE_METHOD_MEAN_PROBS: EnsembleMethod
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -147,19 +156,39 @@ class SchedulingParams(_message.Message):
     tpot_deadline: float
     def __init__(self, priority: _Optional[_Union[Priority, str]] = ..., tenant: _Optional[str] = ..., ttft_deadline: _Optional[float] = ..., tpot_deadline: _Optional[float] = ...) -> None: ...
 
+class EnsembleMember(_message.Message):
+    __slots__ = ("adapter", "mix")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    MIX_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    mix: Mix
+    def __init__(self, adapter: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ...) -> None: ...
+
+class Ensemble(_message.Message):
+    __slots__ = ("members", "weights", "method")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[EnsembleMember]
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    method: EnsembleMethod
+    def __init__(self, members: _Optional[_Iterable[_Union[EnsembleMember, _Mapping]]] = ..., weights: _Optional[_Iterable[float]] = ..., method: _Optional[_Union[EnsembleMethod, str]] = ...) -> None: ...
+
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "adapter", "mix", "sampling", "scheduling")
+    __slots__ = ("prompt", "adapter", "mix", "ensemble", "sampling", "scheduling")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     MIX_FIELD_NUMBER: _ClassVar[int]
+    ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     SCHEDULING_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     adapter: str
     mix: Mix
+    ensemble: Ensemble
     sampling: SamplingParams
     scheduling: SchedulingParams
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., adapter: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., scheduling: _Optional[_Union[SchedulingParams, _Mapping]] = ...) -> None: ...
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., adapter: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., ensemble: _Optional[_Union[Ensemble, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., scheduling: _Optional[_Union[SchedulingParams, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("prompt", "adapter", "mix", "completion", "completion_ids", "scheduling")

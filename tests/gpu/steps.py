@@ -11,7 +11,7 @@ from jax import Array
 
 from openlora_jax.adapters.pages import pool_capacities
 from openlora_jax.adapters.pool import AdapterPool
-from openlora_jax.engine.sampling import SamplerState, SamplingBatch
+from openlora_jax.engine.sampling import EnsembleBatch, SamplerState, SamplingBatch
 from openlora_jax.engine.sampling_params import MAX_STOPS
 from openlora_jax.engine.step import Program
 from openlora_jax.engine.work import work_list
@@ -62,6 +62,7 @@ def step(kind: Kind, workload: Workload, ops: Ops) -> Step:
         "tiles": _tiles(rows, -(-engine.max_model_len // engine.kv_block)),
         "samples": np.bool_(False),
         "sampling": _sampling(rows, engine.max_rows, MAX_STOPS + len(model.eos_token_ids)),
+        "ensembles": EnsembleBatch.pack((), rows),
         "pools": jax.eval_shape(
             lambda: AdapterPool.create(model, pool_capacities(engine), jnp.dtype(engine.dtype)).arrays
         ),
@@ -69,6 +70,8 @@ def step(kind: Kind, workload: Workload, ops: Ops) -> Step:
     }
     if kind == "decode":
         del operands["tokens"], operands["samples"]
+    else:
+        del operands["ensembles"]
 
     def function(parameters: tuple[Any, ...], *others: Any) -> Any:
         return program(Parameters(**dict(zip(FIELDS, parameters, strict=True))), *others)

@@ -15,6 +15,7 @@ from openlora_jax.inputs import (
     Adapter,
     completion_ids,
     edit_distance,
+    ensemble,
     mix_of,
     parse_generate,
     parse_score,
@@ -83,6 +84,15 @@ def test_how_it_is_scheduled_is_checked(fields: dict[str, Any], message: str) ->
         parse_generate({"prompt": "a"} | fields)
 
 
+def test_an_ensemble() -> None:
+    members = ["x", None, [{"adapter": "x", "weight": -0.5}, {"adapter": "y"}]]
+    spelt = {"members": members, "weights": [0.5, 0.2, 0.3], "method": "mean_probs"}
+    request = parse_generate({"prompt": "a", "ensemble": spelt}).request(Letters())
+    assert request.mix == ()
+    assert request.ensemble == ensemble(["x", None, {"x": -0.5, "y": 1.0}], [0.5, 0.2, 0.3], "mean_probs")
+    assert parse_generate({"prompt": "a", "ensemble": {"members": ["x"]}}).ensemble == ensemble(["x"])
+
+
 def test_a_whole_row_to_score() -> None:
     mix = [{"adapter": "a", "weight": -0.5}, {"adapter": "b"}]
     row = parse_score({"prompt": "a", "completion": "b", "mix": mix, "label": [1], "max_tokens": 9})
@@ -115,6 +125,14 @@ def test_completion_ids_are_verbatim() -> None:
         ({"prompt": "a", "mix": [{"adapter": "y", "weight": "1"}]}, "mix.0.weight", "valid number"),
         ({"prompt": "a", "mix": [{"adapter": "y"}, {"adapter": "y", "weight": 2}]}, "mix", "named twice"),
         ({"prompt": "a", "mix": [{"adaptor": "y"}]}, "mix.0.adapter", "required"),
+        ({"prompt": "a", "ensemble": {"members": []}}, "ensemble.members", "at least 1"),
+        ({"prompt": "a", "ensemble": {"members": ["y"], "wieghts": [1]}}, "ensemble.wieghts", "not permitted"),
+        ({"prompt": "a", "ensemble": {"members": ["y"], "weights": [float("nan")]}}, "ensemble.weights.0", "finite"),
+        ({"prompt": "a", "ensemble": {"members": ["y"], "method": "median"}}, "ensemble.method", "mean_logits"),
+        ({"prompt": "a", "ensemble": {"members": [[{"adapter": "y"}] * 2]}}, "mix", "named twice"),
+        ({"prompt": "a", "ensemble": {"members": [[]]}}, "ensemble.members.0", "valid string"),
+        ({"prompt": "a", "ensemble": {"members": ["y"]}, "adapter": "x"}, "ensemble", "beside adapter or mix"),
+        ({"prompt": "a", "ensemble": None, "ensembles": 1}, "ensembles", "'ensemble'"),
         ({"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"prompt": "a", "temperature": float("nan")}, "temperature", "finite"),
         ({"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
@@ -141,6 +159,7 @@ def test_mistakes_are_named(fields: dict[str, Any], field: str, message: str) ->
         ({"prompt": "a", "completion": "b", "completion_ids": [1]}, "completion"),
         ({"prompt": "a", "completion": "b", "complation": "c"}, "complation"),
         ({"prompt": "a", "completion": "b", "logprobs": 1}, "logprobs"),
+        ({"prompt": "a", "completion": "b", "ensemble": {"members": ["x"]}}, "ensemble"),
     ],
 )
 def test_mistakes_in_scoring(fields: dict[str, Any], field: str) -> None:

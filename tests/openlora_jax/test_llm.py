@@ -1,5 +1,6 @@
 """The whole library on a tiny random model: real parts, from the directory on disk to the answer."""
 
+import itertools
 import logging
 import threading
 import time
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from openlora_jax import LLM, SamplingParams, SchedulingParams
+from openlora_jax import LLM, SamplingParams, SchedulingParams, ensemble
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
@@ -157,6 +158,61 @@ def test_digests_name_what_answered(tiny_llm: LLM) -> None:
     answers = tiny_llm.generate(["a"] * 3, GREEDY, [None, "two", {"two": 0.5, "one": 0.5}])
     one, two = (tiny_llm.store.resolve(name) for name in ("one", "two"))
     assert [answer.adapter_digests for answer in answers] == [(), (two,), (two, one)]
+
+
+def test_an_ensemble_is_its_members_taken_together(tiny_llm: LLM) -> None:
+    """What needs no other model: members that are alike, a weight of 1 among zeros, one batch with others, `n`."""
+    pair: list[Adapter] = ["one", None]
+    alike, first, second, both, plain = tiny_llm.generate(
+        ["hello"] * 5,
+        GREEDY,
+        [
+            ensemble(["one"] * 3),
+            ensemble(pair, [1.0, 0.0], "mean_probs"),
+            ensemble(pair, [0.0, 1.0]),
+            ensemble(pair),
+            "one",
+        ],
+    )
+    [base] = tiny_llm.generate("hello", GREEDY)
+    for answer, alone in ((alike, plain), (first, plain), (second, base)):
+        assert answer.outputs[0].token_ids == alone.outputs[0].token_ids
+        expected = [token.logprob for token in alone.outputs[0].logprobs]
+        np.testing.assert_allclose([token.logprob for token in answer.outputs[0].logprobs], expected, atol=1e-4)
+    assert both.adapter_digests == plain.adapter_digests
+    assert both.outputs[0].logprobs != plain.outputs[0].logprobs
+    drawn = SamplingParams(temperature=1.5, max_tokens=8, n=2, seed=11, repetition_penalty=1.3, ignore_eos=True)
+    [company, _] = tiny_llm.generate(["hello", "a"], drawn.model_copy(update={"n": 2}), ensemble(pair))
+    [again] = tiny_llm.generate("hello", drawn, ensemble(pair))
+    assert company.outputs == again.outputs
+    assert again.outputs[0].token_ids != again.outputs[1].token_ids
+
+
+def test_an_ensemble_that_has_to_give_way_goes_on_as_if_it_had_not(tiny_llm: LLM) -> None:
+    params = SamplingParams(max_tokens=100, ignore_eos=True, repetition_penalty=1.2)
+    members = ensemble(["one", None, "two"], [0.8, 0.1, 0.1], "mean_probs")
+    [expected] = tiny_llm.generate([[5, 6, 7]], params, members)
+    low, high = SchedulingParams(priority="low"), SchedulingParams(priority="high")
+    before = tiny_llm.engine.stats.preemptions
+    events = tiny_llm.engine.submit(
+        GenerateRequest(prompt_ids=(5, 6, 7), params=params, ensemble=members, scheduling=low)
+    )
+    first = next(events)
+    tiny_llm.generate(["a"], GREEDY.model_copy(update={"n": 2}), scheduling=high)
+    rest = collect(itertools.chain([first], events))
+    assert tiny_llm.engine.stats.preemptions - before == 3, "all rows at once"
+    assert isinstance(rest, Generation)
+    assert rest.outputs[0].token_ids == expected.outputs[0].token_ids
+
+
+def test_an_ensemble_with_a_member_that_is_not_finite_ends_alone(tiny_llm: LLM, tiny_store: Path) -> None:
+    store = AdapterStore(tiny_store)
+    install_synthetic(store, MODEL, DIGEST, {"huge": 3}, scale=3e36)
+    good = tiny_llm.engine.submit(GenerateRequest(prompt_ids=(5,), params=GREEDY, mix=(MixItem("one"),)))
+    with pytest.raises(NotFinite, match=r"the base model with 1e\+06 'huge' is not finite"):
+        tiny_llm.generate("a", GREEDY, ensemble([None, {"huge": 1e6}]))
+    assert isinstance(collect(good), Generation)
+    store.remove("huge")
 
 
 def test_a_weight_that_changes_between_turns_meets_no_stale_cache(tiny_llm: LLM) -> None:

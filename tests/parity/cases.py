@@ -67,6 +67,16 @@ class MixCase:
     base: str = "llama"
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnsembleCase:
+    """Mixes that choose each token together; an empty one is the base."""
+
+    members: tuple[dict[str, float], ...]
+    weights: tuple[float, ...]
+    method: Literal["mean_logits", "mean_probs"]
+    base: str = "llama"
+
+
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -266,5 +276,17 @@ MIXES: dict[str, MixCase] = {
             "layers_to_transform": 1.0,
             "init_mica": -0.6,
         }
+    ),
+}
+
+ENSEMBLES: dict[str, EnsembleCase] = {
+    "logits": EnsembleCase(
+        members=({"rank_8": 1.0}, {}, {"rank_17": 0.5, "rank_64": 0.5}), weights=(0.4, 0.3, 0.3), method="mean_logits"
+    ),
+    "contrast": EnsembleCase(members=({"rank_16": 1.0}, {}), weights=(1.5, -0.5), method="mean_logits"),
+    "probs": EnsembleCase(
+        members=({}, {"rank_33": 1.0}, {"head": 1.0}, {"embed": 0.7, "rank_1": -1.0}),
+        weights=(0.1, 0.4, 0.2, 0.3),
+        method="mean_probs",
     ),
 }

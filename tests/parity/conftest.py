@@ -55,6 +55,10 @@ class House:
         )
         return [list(each.logprobs) for each in scored]
 
+    def paths(self, base: Path) -> tuple[Path, Path]:
+        """Where the converted base and the store are."""
+        return self._base(base), self._store.path
+
     def close(self) -> None:
         for llm in self._llms.values():
             llm.close()

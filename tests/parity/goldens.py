@@ -22,19 +22,32 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """What follows a prompt greedily, and the log-probability of each token."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Goldens:
-    """Log-probabilities per case: one list per row, one number per completion token."""
+    """Log-probabilities per case: one list per row, one number per completion token. Of ensembles, continuations."""
 
     rows: tuple[Row, ...]
     bases: dict[str, Scores]
     adapters: dict[str, Scores]
     mixes: dict[str, Scores]
+    ensembles: dict[str, list[Continuation]]
 
     @classmethod
     def load(cls) -> "Goldens":
         fields = json.loads((GOLDENS / "logprobs.json").read_text())
         rows = tuple(Row(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in fields.pop("rows"))
-        return cls(rows, **fields)
+        ensembles = {
+            name: [Continuation(tuple(row["token_ids"]), tuple(row["logprobs"])) for row in case]
+            for name, case in fields.pop("ensembles").items()
+        }
+        return cls(rows, **fields, ensembles=ensembles)
 
     def save(self) -> None:
         """Writes the file with a line per row and case, so that a change shows as the lines that changed."""
@@ -43,6 +56,8 @@ class Goldens:
         for group in ("bases", "adapters", "mixes"):
             cases = _lines([f"{json.dumps(name)}: {_rounded(scores)}" for name, scores in getattr(self, group).items()])
             groups.append(f'"{group}": {{\n{cases}\n}}')
+        cases = _lines([f"{json.dumps(name)}: {_continued(case)}" for name, case in self.ensembles.items()])
+        groups.append(f'"ensembles": {{\n{cases}\n}}')
         (GOLDENS / "logprobs.json").write_text("{\n" + ",\n".join(groups) + "\n}\n")
 
 
@@ -66,3 +81,8 @@ def _lines(items: list[str]) -> str:
 
 def _rounded(scores: Scores) -> str:
     return json.dumps([[round(value, 6) for value in row] for row in scores])
+
+
+def _continued(case: list[Continuation]) -> str:
+    rows = [{"token_ids": each.token_ids, "logprobs": [round(value, 6) for value in each.logprobs]} for each in case]
+    return json.dumps(rows)

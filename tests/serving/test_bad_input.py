@@ -45,9 +45,20 @@ async def test_bad_sampling_names_the_field(stub: Any, llm: FakeLLM, sampling: d
     assert llm.engine.live == 0
 
 
+def together(*members: pb.EnsembleMember, count: int = 1, **others: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(prompt=pb.Prompt(text="a"), ensemble=pb.Ensemble(members=members * count, **others))
+
+
 ITEM = pb.MixItem(adapter="sql")
 LONG = pb.TokenIds(ids=[1] * 256)
 BAD_REQUESTS: list[tuple[pb.GenerateRequest, str]] = [
+    (together(pb.EnsembleMember(), count=9), "ensemble.members"),
+    (together(count=0), "ensemble.members"),
+    (together(pb.EnsembleMember(mix=pb.Mix())), "mix.items"),
+    (together(pb.EnsembleMember(adapter="a" * 129)), "adapter"),
+    (together(pb.EnsembleMember(), weights=[math.nan]), "ensemble.weights"),
+    (together(pb.EnsembleMember(), weights=[1.0, 2.0]), "ensemble.weights"),
+    (together(pb.EnsembleMember(), method=cast(Any, 9)), "ensemble.method"),
     (pb.GenerateRequest(), "prompt"),
     (pb.GenerateRequest(prompt=pb.Prompt()), "prompt"),
     (generate(""), "prompt"),

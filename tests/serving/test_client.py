@@ -4,8 +4,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from openlora_jax import __version__
-from openlora_jax.engine.request import MixItem
+from openlora_jax import __version__, ensemble
+from openlora_jax.engine.request import GenerateRequest, MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import DeadlineExceeded, InvalidRequest, UnknownAdapter
@@ -42,6 +42,19 @@ async def test_prompts_and_mixes(address: str, llm: FakeLLM) -> None:
     assert [(item.adapter, item.weight) for item in first.mix] == [("sql", 0.25), ("json", -1.0)]
     assert bytes(second.prompt_ids) == b"u:y"
     assert second.mix == ()
+
+
+async def test_an_ensemble_is_sent(address: str, llm: FakeLLM) -> None:
+    asked = ensemble(["sql", None, {"json": 0.5, "sql": -1.0}], [0.5, 0.25, 0.25], "mean_probs")
+    one = SamplingParams(max_tokens=1)
+    response = await using(address, lambda client: client.generate("ab", one, adapter=asked))
+    await using(address, lambda client: list(client.generate_stream("ab", one, adapter=ensemble(["json"]))))
+    first, second = llm.engine.submitted
+    assert isinstance(first, GenerateRequest)
+    assert isinstance(second, GenerateRequest)
+    assert (first.mix, first.ensemble) == ((), asked)
+    assert second.ensemble == ensemble(["json"])
+    assert list(response.adapter_digests) == [digest_of("sql"), digest_of("json"), digest_of("sql")]
 
 
 async def test_what_is_set_is_sent(address: str, llm: FakeLLM) -> None:

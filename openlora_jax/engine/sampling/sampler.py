@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int32
 
 from openlora_jax.engine.sampling.batch import SamplingBatch
 from openlora_jax.engine.sampling.draw import draw, uniforms
+from openlora_jax.engine.sampling.ensembles import EnsembleBatch, combine
 from openlora_jax.engine.sampling.filters import cut
 from openlora_jax.engine.sampling.logits import adjust, adjusted_rows
 from openlora_jax.engine.sampling.state import SamplerState
@@ -22,7 +23,7 @@ GREEDY_BELOW = 1e-5
 
 
 class Sampled(NamedTuple):
-    """A step's tokens. Log-probabilities are the model's own: of its logits before penalties, temperature and filters.
+    """A step's tokens. Log-probabilities are the model's or the ensemble's, before penalties, temperature and filters.
 
     They are computed when some row of the batch reports them or is not greedy, and else mean nothing, but that they are
     not finite where the best logit is not.
@@ -41,18 +42,29 @@ class Sampled(NamedTuple):
 
 
 def sample(
-    ops: Ops, state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBatch
+    ops: Ops,
+    state: SamplerState,
+    logits: Float32[Array, "T V"],
+    batch: SamplingBatch,
+    ensembles: EnsembleBatch | None = None,
 ) -> tuple[SamplerState, Sampled]:
     """Chooses a token per row, and notes it in the row's slot.
 
     In this order, as transformers and vLLM do: repetition, presence and frequency penalties, logit bias, forbidden
     tokens, temperature, top-k, top-p (of the mass that top-k left), min-p, and one draw from what is left. A row of
     temperature 0 takes the most likely token after the forbidden ones; equal ones by id. A batch of such rows alone,
-    without penalties and with nothing to report, pays for two passes over the logits only.
+    without penalties, ensembles and anything to report, pays for two passes over the logits only.
+
+    Rows of an ensemble take the combination of their logits for their own, and the token of the first of them; they are
+    to sample alike.
     """
     plain = ~jnp.any(adjusted_rows(batch, logits.shape[1])) & ~jnp.any(batch.temperature >= GREEDY_BELOW)
+    if ensembles is not None:
+        plain &= ~jnp.any(ensembles.joined)
     sampled = ops.shortcut(
-        plain & ~jnp.any(batch.reports), lambda: _greedy(logits), lambda: _sampled(ops, state, logits, batch)
+        plain & ~jnp.any(batch.reports),
+        lambda: _greedy(logits),
+        lambda: _sampled(ops, state, _combined(ops, logits, ensembles), batch, ensembles),
     )
     state = state._replace(
         last_token=state.last_token.at[batch.slot].set(sampled.token),
@@ -76,10 +88,24 @@ def _greedy(logits: Float32[Array, "T V"]) -> Sampled:
     )
 
 
-def _sampled(ops: Ops, state: SamplerState, logits: Float32[Array, "T V"], batch: SamplingBatch) -> Sampled:
+def _combined(ops: Ops, logits: Float32[Array, "T V"], ensembles: EnsembleBatch | None) -> Float32[Array, "T V"]:
+    if ensembles is None:
+        return logits
+    return ops.shortcut(~jnp.any(ensembles.joined), lambda: logits, lambda: combine(logits, ensembles))
+
+
+def _sampled(
+    ops: Ops,
+    state: SamplerState,
+    logits: Float32[Array, "T V"],
+    batch: SamplingBatch,
+    ensembles: EnsembleBatch | None,
+) -> Sampled:
     head, head_ids = ops.top_k(logits, min(HEAD, logits.shape[1]))
     normaliser = head[:, 0] + jnp.log(jnp.sum(jnp.exp(logits - head[:, :1]), axis=1))
     token = _choose(ops, state, logits, batch, head, head_ids)
+    if ensembles is not None:
+        token = token[ensembles.rows[:, 0]]
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     return Sampled(
         token=token,

@@ -41,12 +41,17 @@ class SamplerState(NamedTuple):
 def prepare_slot(
     state: SamplerState,
     slot: Int32[Array, ""],
+    last_token: Int32[Array, ""],
     prompt_seen: Bool[Array, "V"],
     output_counts: Int32[Array, "V"],
     bias: Float32[Array, "V"],
 ) -> SamplerState:
-    """Writes the rows of a slot's new occupant; needed only if its `RowSampling.uses_slot`, else they are not read."""
+    """Writes the rows of a slot's new occupant; needed only if they are read before a step writes them.
+
+    That is, the last token where no chunk computes it, the others if its `RowSampling.uses_slot`.
+    """
     return state._replace(
+        last_token=state.last_token.at[slot].set(last_token),
         prompt_seen=state.prompt_seen.at[slot].set(prompt_seen),
         output_counts=state.output_counts.at[slot].set(output_counts),
         bias=state.bias.at[slot].set(bias),

@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from openlora_jax import LLM, SamplingParams, SchedulingParams
+from openlora_jax import LLM, SamplingParams, SchedulingParams, ensemble
 from openlora_jax.cli import loading
 from openlora_jax.config import EngineConfig
 from serving.server import Server
@@ -70,6 +70,22 @@ def test_rows_are_answered_in_order(local: RunCli, tiny_llm: LLM) -> None:
     assert len(token["top"]) == 2
     assert token["top"][0] == {"token_id": token["token_id"], "logprob": token["logprob"]}
     assert (third["seed"], len(third["adapter_digests"])) == (4, 2)
+
+
+def test_an_ensemble_in_a_row_and_as_an_option(local: RunCli, tiny_llm: LLM) -> None:
+    spelt = {"members": ["one", None], "weights": [0.5, 0.5], "method": "mean_probs"}
+    row = {"prompt": "hello", "max_tokens": 5, "ignore_eos": True, "logprobs": 0}
+    rows = lines(row | {"ensemble": spelt}, row, row | {"adapter": "two"})
+    command = ("generate", "--base", "B", "--input", "-", "--ensemble", json.dumps(spelt))
+    in_row, by_option, alone = parsed(local(*command, stdin=rows))
+    params = SamplingParams(max_tokens=5, ignore_eos=True, logprobs=0)
+    [expected] = tiny_llm.generate("hello", params, ensemble(["one", None], [0.5, 0.5], "mean_probs"))
+    assert in_row["outputs"] == by_option["outputs"]
+    assert in_row["outputs"][0]["token_ids"] == list(expected.outputs[0].token_ids)
+    assert in_row["adapter_digests"] == [tiny_llm.store.resolve("one")]
+    assert alone["adapter_digests"] == [tiny_llm.store.resolve("two")]
+    refused = local("generate", "--base", "B", "--prompt", "a", "--ensemble", "{")
+    assert (refused.status, "--ensemble" in refused.err) == (2, True)
 
 
 def test_scores_are_written_in_order(local: RunCli, tiny_llm: LLM, tmp_path: Path) -> None:

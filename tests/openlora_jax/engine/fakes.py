@@ -7,6 +7,7 @@ that somebody else wrote, a wrong position, slot or adapter page give a wrong to
     (sum over positions p of (p + 1) * (token_p + p)  +  mix  +  31 * seed  +  17 * sample index) mod VOCAB
 
 with mix = the sum over the members of round(10 * weight) * number of the adapter, moved on by 1 while it is forbidden.
+The rows of an ensemble sample the sum of their tokens, each times round(10 * weight of its member), modulo VOCAB.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from openlora_jax.engine.engine import Engine
 from openlora_jax.engine.plan import RowOutput, StepPlan, Tile, TileScores
 from openlora_jax.engine.request import (
     Delta,
+    Ensemble,
     Event,
     Finished,
     GenerateRequest,
@@ -49,6 +51,11 @@ def next_token(tokens: Sequence[int], mix: int, seed: int, sample: int, forbidde
     while token in forbidden:
         token = (token + 1) % VOCAB
     return token
+
+
+def joint_token(tokens: Iterable[int], weights: Iterable[float]) -> int:
+    """What an ensemble samples whose members alone would sample these tokens."""
+    return sum(round(10 * weight) * token for token, weight in zip(tokens, weights, strict=True)) % VOCAB
 
 
 def score(tokens: Sequence[int], mix: int, target: int) -> tuple[float, bool]:
@@ -252,10 +259,18 @@ class FakeRunner:
         self.fail_read: Exception | None = None
 
     def prepare_slot(
-        self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int], params: SamplingParams
+        self,
+        slot: int,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        params: SamplingParams,
+        feed_last: bool = False,
     ) -> None:
         assert 0 <= slot < self._config.max_rows
         self._seen[slot] = [*prompt_ids, *output_ids]
+        self._last.pop(slot, None)
+        if feed_last:
+            self._last[slot] = self._seen[slot][-1]
 
     def copy_block(self, source: int, target: int) -> None:
         self._blocks[target] = list(self._blocks[source])
@@ -274,7 +289,9 @@ class FakeRunner:
         self.plans.append(plan)
         read_error, self.fail_read = self.fail_read, None
         self.log.append(f"run {plan.kind}")
-        return FakeResult(plan.kind, [self._tile(plan.kind, tile) for tile in plan.tiles], self.log, read_error)
+        outputs = [self._tile(plan.kind, tile) for tile in plan.tiles]
+        self._join(plan, outputs)
+        return FakeResult(plan.kind, outputs, self.log, read_error)
 
     def _check(self, plan: StepPlan) -> None:
         slots = [tile.slot for tile in plan.tiles]
@@ -286,6 +303,7 @@ class FakeRunner:
             assert len(plan.tiles) <= self._config.prefill_chunk // size
             assert all(tile.start % size == 0 and tile.tokens and len(tile.tokens) <= size for tile in plan.tiles)
         assert (plan.kind == "score") or not any(tile.targets for tile in plan.tiles)
+        assert plan.kind == "decode" or not any(tile.ensemble for tile in plan.tiles)
         items = sum(len(pages[MODULE]) for tile in plan.tiles for pages, _ in tile.pages)
         assert items <= self._config.work_items
         assert all(0 < block < self._config.kv_blocks for tile in plan.tiles for block in tile.blocks)
@@ -306,6 +324,22 @@ class FakeRunner:
         self._last[slot] = token
         self._seen[slot].append(token)
         return TokenLogprobs(token, -1.0, {token: -1.0} if row.logprobs else {})
+
+    def _join(self, plan: StepPlan, outputs: list[RowOutput]) -> None:
+        """The rows of an ensemble get one token."""
+        for row, tile in enumerate(plan.tiles):
+            if tile.ensemble is None or tile.member:
+                continue
+            rows = range(row, row + len(tile.ensemble.members))
+            members = [plan.tiles[each] for each in rows]
+            assert [(each.ensemble, each.member) for each in members] == [(tile.ensemble, k) for k in range(len(rows))]
+            assert all((each.sampling, each.start) == (tile.sampling, tile.start) for each in members)
+            alone = [output.token_id for output in outputs[rows.start : rows.stop] if isinstance(output, TokenLogprobs)]
+            token = joint_token(alone, tile.ensemble.weights)
+            for each in rows:
+                slot = plan.tiles[each].slot
+                self._last[slot] = self._seen[slot][-1] = token
+                outputs[each] = TokenLogprobs(token, -1.0, {})
 
     def _score(self, tile: Tile, tokens: list[int], mix: int) -> TileScores | None:
         if tile.targets is None:
@@ -401,6 +435,7 @@ def generate(
     *,
     deadline: float | None = None,
     scheduling: SchedulingParams = DEFAULT_SCHEDULING,
+    ensemble: Ensemble | None = None,
     **params: Any,
 ) -> GenerateRequest:
     """A request for eight tokens of seed 0, unless `params` say otherwise."""
@@ -408,6 +443,7 @@ def generate(
         prompt_ids=tuple(prompt),
         params=SamplingParams.model_validate({"seed": 0, "max_tokens": 8, "ignore_eos": True} | params),
         mix=tuple(MixItem(name, weight) for name, weight in (adapters or {}).items()),
+        ensemble=ensemble,
         deadline=deadline,
         scheduling=scheduling,
     )
@@ -456,12 +492,14 @@ def collect(stream: Iterable[Event]) -> Answer:
 def expected_sample(request: GenerateRequest, index: int) -> Sample:
     """What sample `index` must be, worked out without an engine."""
     params = request.params
-    mix = mix_value((int(item.adapter[1:]), item.weight) for item in request.mix)
+    mixes = [mix_value((int(item.adapter[1:]), item.weight) for item in mix) for mix in request.mixes]
     ends = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
     output: list[int] = []
     while True:
         forbidden = ends if len(output) < params.min_tokens else set[int]()
-        output.append(next_token([*request.prompt_ids, *output], mix, params.seed or 0, index, forbidden))
+        known = [*request.prompt_ids, *output]
+        alone = [next_token(known, mix, params.seed or 0, index, forbidden) for mix in mixes]
+        output.append(joint_token(alone, request.ensemble.weights) if request.ensemble else alone[0])
         ended = output[-1] in ends
         last = ended or len(output) == params.max_tokens
         text = text_of(output[: len(output) - ended])

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.parity.cases import ADAPTERS, BASES, LENGTHS, MIXES, VOCABULARY
+from tests.parity.cases import ADAPTERS, BASES, ENSEMBLES, LENGTHS, MIXES, VOCABULARY
 from tests.parity.goldens import (
     BOUND,
     GOLDENS,
     MOVED,
+    Continuation,
     Goldens,
     Row,
     Scores,
@@ -20,9 +21,11 @@ from tests.parity.goldens import (
 )
 from tests.parity.make_goldens.adapters import make_adapter
 from tests.parity.make_goldens.bases import make_base
-from tests.parity.make_goldens.oracle import load_adapter, load_base, load_mix, lora_layers, score
+from tests.parity.make_goldens.oracle import continue_together, load_adapter, load_base, load_mix, lora_layers, score
 
 SEED = 20250
+CONTINUED = 6
+"""Tokens of an ensemble after each prompt."""
 NOTICED = 3 * BOUND
 """Losing any one adapted module, or shuffling any one base tensor, moves some log-probability by at least this much."""
 
@@ -35,7 +38,7 @@ def main() -> None:
     bases = {name: _base(name, SEED + index, rows) for index, name in enumerate(BASES)}
     adapters = {name: _adapter(name, SEED + 100 + index, rows, bases) for index, name in enumerate(ADAPTERS)}
     mixes = {name: _mix(name, rows, bases) for name in MIXES}
-    Goldens(rows, bases, adapters, mixes).save()
+    Goldens(rows, bases, adapters, mixes, {name: _ensemble(name, rows) for name in ENSEMBLES}).save()
 
 
 def make_rows() -> tuple[Row, ...]:
@@ -84,6 +87,18 @@ def _mix(name: str, rows: tuple[Row, ...], bases: dict[str, Scores]) -> Scores:
     scores = score(load_mix(base_directory(case.base), adapters), rows)
     _require(name, max_difference(scores, bases[case.base]), MOVED)
     return scores
+
+
+def _ensemble(name: str, rows: tuple[Row, ...]) -> list[Continuation]:
+    case = ENSEMBLES[name]
+    mixes = [{adapter_directory(adapter): weight for adapter, weight in mix.items()} for mix in case.members]
+    members = [load_mix(base_directory(case.base), mix) for mix in mixes]
+    continued = []
+    for row in rows:
+        tokens, logprobs, margin = continue_together(members, case.weights, case.method, row.prompt_ids, CONTINUED)
+        _require(f"{name} after {len(row.prompt_ids)} tokens", margin, NOTICED)
+        continued.append(Continuation(tuple(tokens), tuple(logprobs)))
+    return continued
 
 
 def _require(what: str, moved: float, least: float) -> None:

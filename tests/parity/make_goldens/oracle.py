@@ -57,3 +57,21 @@ def _score_row(model: torch.nn.Module, row: Row) -> list[float]:
     chosen = torch.tensor(row.completion_ids)[:, None]
     scores: list[float] = torch.log_softmax(logits.double(), dim=-1).gather(1, chosen)[:, 0].tolist()
     return scores
+
+
+def continue_together(
+    members: Sequence[PreTrainedModel], weights: Sequence[float], method: str, prompt_ids: Sequence[int], count: int
+) -> tuple[list[int], list[float], float]:
+    """What an ensemble says greedily, its log-probabilities, and the least distance of a best token to the next."""
+    tokens, logprobs, margin = list(prompt_ids), list[float](), float("inf")
+    with torch.no_grad():
+        for _ in range(count):
+            logits = torch.stack([model(torch.tensor([tokens])).logits[0, -1].double() for model in members])
+            share = torch.tensor(weights, dtype=torch.float64)[:, None]
+            together = (share * (logits.softmax(-1) if method == "mean_probs" else logits)).sum(0)
+            together = together.log() if method == "mean_probs" else together.log_softmax(-1)
+            best = together.topk(2)
+            tokens.append(int(best.indices[0]))
+            logprobs.append(float(best.values[0]))
+            margin = min(margin, float(best.values[0] - best.values[1]))
+    return tokens[len(prompt_ids) :], logprobs, margin

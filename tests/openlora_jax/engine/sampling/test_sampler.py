@@ -120,7 +120,7 @@ def test_everything_together(
     rows = [RowSampling(**entry, biased=bool(bias)) for entry in fields]
     logits, state = spread(2.5, seed), fresh()
     for slot in range(ROWS):
-        state = prepare_slot(state, np.int32(slot), *slot_rows(prompt, output, bias, VOCAB))
+        state = prepare_slot(state, np.int32(slot), np.int32(0), *slot_rows(prompt, output, bias, VOCAB))
     _, sampled = run(state, logits, packed(rows))
     for line, row, token in zip(logits, rows, np.asarray(sampled.token).tolist(), strict=True):
         check_draw(token, reference.adjusted(line, row, prompt, output, bias), row, 7)

@@ -9,7 +9,7 @@ SLOTS, VOCAB = 4, 10
 
 def prepared() -> SamplerState:
     rows = slot_rows([1, 2, 2], [3, 3, 4], {5: -1.5}, VOCAB)
-    state: SamplerState = prepare_slot(SamplerState.create(SLOTS, VOCAB), np.int32(1), *rows)
+    state: SamplerState = prepare_slot(SamplerState.create(SLOTS, VOCAB), np.int32(1), np.int32(0), *rows)
     return state
 
 
@@ -24,6 +24,9 @@ def test_prepare_writes_one_slot() -> None:
 
 def test_prepare_replaces_the_last_occupant() -> None:
     rows = slot_rows([7], [], {}, VOCAB)
-    used, fresh = (prepare_slot(state, np.int32(1), *rows) for state in (prepared(), SamplerState.create(SLOTS, VOCAB)))
+    used, fresh = (
+        prepare_slot(state, np.int32(1), np.int32(0), *rows)
+        for state in (prepared(), SamplerState.create(SLOTS, VOCAB))
+    )
     assert np.flatnonzero(np.asarray(used.prompt_seen[1])).tolist() == [7]
     chex.assert_trees_all_equal(used, fresh)
