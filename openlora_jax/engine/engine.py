@@ -87,8 +87,8 @@ class EngineStats:
 class Engine:
     """One model's requests. `submit`, `stats` and `stop` may be called from any thread.
 
-    A failing iteration ends every request that had started, with EngineStopped, and slots and KV blocks are made anew.
-    The engine goes on, unless the next iteration fails too: then it ends them all, refuses further ones and ends.
+    A failing iteration ends every request that had started, with EngineStopped; slots, KV blocks and pages are made
+    anew. The engine goes on, unless the next iteration fails too: then it ends them all, refuses further ones and ends.
 
     Attributes:
         ended: done when the engine thread has ended and every request with it; its result says why.
@@ -368,7 +368,8 @@ class Engine:
     def _fail(self) -> None:
         """What was dispatched is lost, and with it the requests that had started.
 
-        The failed call may have taken the device's state with it, which none but those requests needs.
+        The failed call may have taken the device's state with it, which none but those requests needs, and the pool,
+        into which the adapters of the others are written anew.
         """
         self._dispatched = []
         self._failures += 1
@@ -378,8 +379,9 @@ class Engine:
             with self._changed:
                 self._closed, self._stop_at = "its steps fail on the device", self._clock()
         else:
-            self._scheduler.blocks.forget()
+            self._scheduler.forget()
             self._runner.reset()
+            self._adapters.reset()
 
     def _end_all(self) -> str:
         """Ends every request; returns why the engine has stopped."""
