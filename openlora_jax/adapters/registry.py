@@ -2,6 +2,8 @@
 
 Each line is a JSON object, {"name", "digest", "time"}; the last line of a name counts, a null digest removes it.
 Readers take no lock: a line without its newline is still being written, or its writer was killed, and does not count.
+Any other line that is no registration stops the store: it may have replaced or removed a name, which would go on to
+stand for what it must not.
 """
 
 import json
@@ -120,7 +122,10 @@ class Registry:
             try:
                 name, registration = _parse(line)
             except (ValueError, TypeError, KeyError) as error:
-                raise BadCheckpoint(self._path, f"line {number} is no registration; restore the file") from error
+                way_out = (
+                    "take it out or put a copy of the file back, and see what names mean in `openlora adapters list`"
+                )
+                raise BadCheckpoint(self._path, f"line {number} is no registration; {way_out}") from error
             if registration is None:
                 current.pop(name, None)
             else:
