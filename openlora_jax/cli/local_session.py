@@ -58,4 +58,4 @@ def check_adapters(store: str, lines: Sequence[Line[Any]]) -> None:
     for line in lines:
         with located(line.where):
             for item in line.row.mix:
-                adapters.resolve(item.adapter)
+                adapters.members(item.adapter)
