@@ -16,6 +16,7 @@ from openlora_jax.adapters.host_cache import AdapterTensors, StagedPages
 from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.traits import PLAIN, Traits
 
 TIMEOUT = 30.0
 LOAD_TIMEOUT = 10.0
@@ -30,6 +31,7 @@ SMALL = "abcdefgh"
 class Facts:
     pages: Mapping[str, int]
     base_digest: str = BASE
+    traits: Traits = PLAIN
 
     @property
     def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -20,12 +20,13 @@ def poison_free(pool: AdapterPool, owned: Iterable[AdapterPages], poisoned: Adap
         All the pages that belong to nobody.
     """
     kept, found = list(owned), {}
-    for module, (a, b) in pool.arrays.items():
-        used = {ZERO_PAGE, *(page for pages in kept for page in pages.get(module, ()))}
-        found[module] = tuple(page for page in range(a.shape[1]) if page not in used)
-        free = tuple(page for page in found[module] if page not in (poisoned or {}).get(module, ()))
+    for name, parts in pool.arrays.items():
+        used = {ZERO_PAGE, *(page for pages in kept for page in pages.get(name, ()))}
+        found[name] = tuple(page for page in range(parts[0].shape[1]) if page not in used)
+        free = tuple(page for page in found[name] if page not in (poisoned or {}).get(name, ()))
         if not free:
             continue
-        nans = {f"{module}.{side}": np.full_like(x[:, : len(free)], np.nan) for side, x in (("A", a), ("B", b))}
-        pool.write({module: free}, pool.stage({module: len(free)}, nans))
+        tensors = zip(pool._shapes[name].parts, parts, strict=True)
+        nans = {tensor: np.full_like(part[:, : len(free)], np.nan) for tensor, part in tensors}
+        pool.write({name: free}, pool.stage({name: len(free)}, nans))
     return found
