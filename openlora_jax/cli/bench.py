@@ -15,7 +15,7 @@ from openlora_jax.cli.generate import BackendOption
 from openlora_jax.config import Dtype
 
 if TYPE_CHECKING:
-    from openlora_jax.bench.throughput import Peer
+    from openlora_jax.bench.throughput import Peer, Workload
 
 ShapeName = Literal["smollm2", "llama-3.1-8b"]
 
@@ -35,13 +35,15 @@ def throughput(
     new: Annotated[int, typer.Option(min=2, help="Tokens generated for each.")] = 64,
     adapters: Annotated[str, typer.Option(help="Numbers of distinct adapters; 0 is base-only.")] = "0,1,16",
     ranks: Annotated[str, typer.Option(help="Ranks of the adapters.")] = "16",
+    members: Annotated[str, typer.Option(help="Adapters of each request's mix; with 2, a mix of two each.")] = "1",
     rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; every arm runs once in each.")] = 7,
     backend: BackendOption = None,
     peer: Annotated[str | None, typer.Option(help="`peft` compares with its adapter_names batch.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Tokens per second base-only, with one adapter, and with several; a decode step over its matrix products."""
+    """Tokens per second base-only, with adapters, and with mixes of them; a decode step over its matrix products."""
     from openlora_jax.adapters.manifest import MAX_RANK
+    from openlora_jax.adapters.mixes import MAX_MIX
     from openlora_jax.bench import machine, report
     from openlora_jax.bench.throughput import Workload, install_adapters, measure, settings
     from openlora_jax.cli.loading import load
@@ -53,9 +55,10 @@ def throughput(
         new=new,
         adapters=numbers("--adapters", adapters, 0, requests),
         ranks=numbers("--ranks", ranks, 1, MAX_RANK),
+        members=numbers("--members", members, 1, MAX_MIX),
         rounds=rounds,
     )
-    other = _peer(peer, base, workload.adapters, workload.ranks)
+    other = _peer(peer, base, workload)
     with tempfile.TemporaryDirectory() as store:
         install_adapters(Path(store), base, workload)
         with (
@@ -128,14 +131,14 @@ app.command()(coldstart)
 app.command()(oversubscribe)
 
 
-def _peer(name: str | None, base: Path, adapters: tuple[int, ...], ranks: tuple[int, ...]) -> "Peer | None":
+def _peer(name: str | None, base: Path, workload: "Workload") -> "Peer | None":
     if name is None:
         return None
-    if name != "peft" or len(ranks) != 1:
-        raise typer.BadParameter("`peft` is the one peer, and takes one rank", param_hint="--peer")
+    if name != "peft" or len(workload.ranks) != 1 or workload.members != (1,):
+        raise typer.BadParameter("`peft` is the one peer, and takes one rank and no mixes", param_hint="--peer")
     from openlora_jax.bench.peft_peer import PeftPeer
 
-    return PeftPeer(base, max(1, *adapters), ranks[0])
+    return PeftPeer(base, max(1, *workload.adapters), workload.ranks[0])
 
 
 def _names(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
