@@ -7,7 +7,7 @@ holds for every caller (vocabulary, context length, weights) the engine checks.
 from collections.abc import Mapping, Sequence
 
 from openlora_jax import inputs
-from openlora_jax.engine.admission import MAX_MIX
+from openlora_jax.adapters.mixes import MAX_MIX
 from openlora_jax.engine.request import MixItem
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.scheduling_params import SchedulingParams

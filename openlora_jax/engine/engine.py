@@ -23,6 +23,7 @@ from openlora_jax.config import EngineConfig
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.deadlines import Deadlines
 from openlora_jax.engine.launch import Launch
+from openlora_jax.engine.members import Store, resolve_names
 from openlora_jax.engine.plan import Runner, StepResult, TileScores
 from openlora_jax.engine.rates import Rates
 from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest, TokenLogprobs
@@ -40,14 +41,6 @@ MAX_FAILURES = 2
 """Failed iterations in a row after which the engine stops."""
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Store(Protocol):
-    """The adapter store, as the engine sees it."""
-
-    def resolve(self, name: str) -> str:
-        """The digest that a name stands for now; UnknownAdapter if none."""
 
 
 @runtime_checkable
@@ -176,12 +169,11 @@ class Engine:
             request = self._admission.generate(request)
         else:
             request = self._admission.score(request)
-        digests = [self._store.resolve(item.adapter) for item in request.mix]
+        request, adapters = resolve_names(request, self._store)
         live = LiveRequest(request, EventStream(self._wake), self._clock())
         self._enter_queue(live)
         try:
-            names = [item.adapter for item in request.mix]
-            live.leases = self._adapters.acquire(*zip(names, digests, strict=True))
+            live.leases = self._adapters.acquire(*adapters)
             if all(lease.ready for lease in live.leases):
                 live.ready = live.submitted
             live.sequences = self._sequences(live, request)

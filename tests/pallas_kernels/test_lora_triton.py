@@ -68,7 +68,7 @@ def error(got: Array, due: np.ndarray[Any, np.dtype[np.float64]]) -> float:
         (kernel, Shape(tokens=32, dtype="float32", widths=(24, 40))),
         (kernel_in_place, Shape(tokens=128, width=72)),
     ],
-    ids=str,
+    ids=["apart", "in place and narrow", "apart in prefill", "in place in prefill"],
 )
 @settings(deadline=None, max_examples=8)
 @given(lengths=st.tuples(*[st.sampled_from(LENGTHS)] * 3), seed=st.integers(0, 99))

@@ -128,7 +128,7 @@ async def test_what_adapters_do_by_tier(scraped: tuple[Any, str], llm: FakeLLM) 
 
 @pytest.mark.parametrize("llm", [FakeLLM(*(f"adapter-{index}" for index in range(1000)))])
 async def test_no_series_has_an_adapters_name(scraped: tuple[Any, str], llm: FakeLLM) -> None:
-    for name in llm.store.names:
+    for name in llm.store.adapters:
         llm.adapters.known[digest_of(name)] = FakeStatus(digest_of(name), "host")
         llm.adapters.counters.asked(digest_of(name), None)
     found = await asyncio.to_thread(scrape, scraped[1])

@@ -109,3 +109,12 @@ def test_a_name_that_is_none(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "0", "A.b_c-d", "a" * 128, "a..b"])
 def test_a_name(name: str) -> None:
     check_name(name)
+
+
+def test_a_version_without_mixes_takes_one_for_a_removed_name(path: Path) -> None:
+    Registry(path).append({"x": A, "y": B})
+    Registry(path).append({"x": {"y": 0.5}})
+    entry = json.loads(path.read_text().splitlines()[-1])
+    assert (entry["name"], entry["digest"], entry["mix"]) == ("x", None, {"y": 0.5})
+    assert set(Registry(path).registrations()) == {"y"}
+    assert Registry(path).retired() == {A}

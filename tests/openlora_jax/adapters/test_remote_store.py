@@ -114,6 +114,21 @@ def test_what_is_here_is_used_as_it_is_here(
     assert loads(store) == {}
 
 
+def test_a_mix_is_made_of_names_here_or_there(
+    open_store: Callable[..., RemoteStore], here: AdapterStore, there: AdapterStore
+) -> None:
+    there.mix("both", {"a": 0.5, "b": 2.0})
+    store = open_store()
+    assert store.members("both") == there.members("both")
+    own = install_synthetic(here, MODEL, BASE, {"a": 9})
+    assert [member.digest for member in store.members("both")] == [own["a"], there.resolve("b")]
+    here.mix("c", {"a": 1.0})
+    assert [member.adapter for member in store.members("c")] == ["a"], "names of this side go first"
+    assert store.registrations().keys() == {"a", "b"}
+    with pytest.raises(UnknownAdapter, match="'b'"):
+        here.mix("m", {"b": 1.0})
+
+
 def test_names_follow_the_other_side(open_store: Callable[..., RemoteStore], there: AdapterStore) -> None:
     store = open_store()
     before = store.registrations()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from openlora_jax.adapters.mixes import Member
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.traits import PLAIN, Traits
 from openlora_jax.config import EngineConfig
@@ -86,10 +87,10 @@ class LetterTokenizer:
 class FakeStore:
     """Adapter number k has the name `a<k>` and the digest `d<k>`."""
 
-    def resolve(self, name: str) -> str:
+    def members(self, name: str) -> tuple[Member, ...]:
         if not name.startswith("a"):
             raise UnknownAdapter(name)
-        return "d" + name[1:]
+        return (Member(name, "d" + name[1:], 1.0),)
 
 
 @dataclass(eq=False)
