@@ -13,13 +13,15 @@ import jax.numpy as jnp
 from openlora_jax.adapters.cache import AdapterCache
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.mixes import Member
 from openlora_jax.adapters.pool import AdapterPool
-from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.registry import Names, Registration
 from openlora_jax.adapters.remote_store import RemoteStore
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.config import BackendName, EngineConfig
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.engine import Engine
+from openlora_jax.engine.members import resolve_names
 from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
 from openlora_jax.engine.runner import DeviceRunner
 from openlora_jax.engine.sampling_params import SamplingParams
@@ -243,8 +245,7 @@ class LLM:
             admission.generate(request)
         else:
             admission.score(request)
-        for item in request.mix:
-            self.store.resolve(item.adapter)
+        resolve_names(request, self.store)
 
     def run(self, requests: Sequence[GenerateRequest | ScoreRequest]) -> Generator[Generation | Scored, None, None]:
         """The results in the order of the requests, as they come; twice a batch are in the engine at any time.
@@ -304,8 +305,14 @@ class NoStore:
     def resolve(self, name: str) -> str:
         raise InvalidConfig("store", f"none was given, so there is no adapter {name!r}")
 
+    def members(self, name: str) -> tuple[Member, ...]:
+        return (Member(name, self.resolve(name), 1.0),)
+
     def registrations(self) -> Mapping[str, Registration]:
         return {}
+
+    def names(self) -> Names:
+        return Names()
 
     def is_remote(self, digest: str) -> bool:
         return False

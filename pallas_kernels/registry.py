@@ -37,11 +37,18 @@ from pallas_kernels.threshold.api import Threshold
 from pallas_kernels.top_k import xla as top_k_xla
 from pallas_kernels.top_k.api import TopK
 
-PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu", "interpret": "cpu"}
-"""Backend -> JAX's name of the device that it computes on."""
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "mosaic": "gpu", "tpu": "tpu", "interpret": "cpu"}
+"""Backend -> JAX's name of the device that it computes on. `auto` takes the first that fits."""
 
-LEAST_CAPABILITY = 8
-"""Ampere: the first with tensor cores for bfloat16."""
+LIKE = {"mosaic": "cuda"}
+"""Backend -> the one whose ops it has where the table says nothing of it."""
+
+IMPORTS = {"interpret": "jax.experimental.pallas.tpu", "mosaic": "pallas_kernels.lora.mosaic_gpu"}
+"""Backend -> what its first kernel would import. In JAX 0.12 that changes what compiled programs are looked up by: the
+program that was first would be compiled again, in front of a request. Others need not wait for it at their start."""
+
+AMPERE, HOPPER = 8, 9
+"""Compute capabilities: the first with tensor cores for bfloat16, and the first that Mosaic was made for."""
 
 
 @runtime_checkable
@@ -100,11 +107,9 @@ def implementations(backend: str) -> Ops:
     Raises:
         KeyError: there is no such backend.
     """
-    chosen = {op: by_backend[backend] for op, by_backend in TABLE.items()}
-    if backend == "interpret":
-        # The first kernel would import it, which in JAX 0.12 changes what compiled programs are looked up by: the
-        # program that was first would be compiled again, in front of a request.
-        import_module("jax.experimental.pallas.tpu")
+    chosen = {op: by_backend.get(backend) or by_backend[LIKE[backend]] for op, by_backend in TABLE.items()}
+    if backend in IMPORTS:
+        import_module(IMPORTS[backend])
     functions: dict[str, Any] = {op: implementation.function for op, implementation in chosen.items()}
     functions["linear"] = _of_either(functions["linear"], functions["quantized_linear"])
     return Ops(backend=backend, chosen=chosen, **functions)
@@ -149,13 +154,23 @@ def _refusal(backend: str, implementation: Implementation, device: Device) -> st
     return implementation.declines(device)
 
 
-def _needs_tensor_cores(device: Device) -> str | None:
-    """Why the Triton kernels cannot run on a GPU. Ones that are not NVIDIA's have no compute capability like theirs."""
-    capability = str(getattr(device, "compute_capability", ""))
-    major = capability.split(".")[0]
-    if major.isdecimal() and int(major) >= LEAST_CAPABILITY:
-        return None
-    return f"needs an NVIDIA GPU of compute capability {LEAST_CAPABILITY}.0 or newer; this one's is {capability or '?'}"
+def _needs(least: int) -> Callable[[Device], str | None]:
+    """Why a kernel cannot run on a GPU. Ones that are not NVIDIA's have no compute capability like theirs."""
+
+    def declines(device: Device) -> str | None:
+        capability = str(getattr(device, "compute_capability", ""))
+        major = capability.split(".")[0]
+        if major.isdecimal() and int(major) >= least:
+            return None
+        return f"needs an NVIDIA GPU of compute capability {least}.0 or newer; this one's is {capability or '?'}"
+
+    return declines
+
+
+def _lora_mosaic(*operands: Any) -> jax.Array:
+    from pallas_kernels.lora import mosaic_gpu
+
+    return mosaic_gpu.lora(*operands)
 
 
 _ROLLED = Implementation("rolled", rolled, "one body for all layers compiles in seconds")
@@ -199,7 +214,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             "pallas_triton",
             quantized_linear_triton.linear,
             "codes become numbers in registers; XLA would write them to memory and read them again",
-            _needs_tensor_cores,
+            _needs(AMPERE),
         ),
         "tpu": _NUMBERS,
     },
@@ -211,7 +226,13 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             "pallas_triton",
             lora_triton.lora,
             "one launch for all modules that share an input; pages read where they lie",
-            _needs_tensor_cores,
+            _needs(AMPERE),
+        ),
+        "mosaic": Implementation(
+            "mosaic_gpu",
+            _lora_mosaic,
+            "the same by Mosaic for decode, on plain cores; never timed against Triton's, which has prefill",
+            _needs(HOPPER),
         ),
         "tpu": _ITEMS,
     },
@@ -219,7 +240,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
         "cpu": _COLUMNS,
         "interpret": Implementation("pallas_triton", partial(lora_triton.embedding_lora, interpret=True), _INTERPRETED),
         "cuda": Implementation(
-            "pallas_triton", lora_triton.embedding_lora, "one launch that looks up columns of A", _needs_tensor_cores
+            "pallas_triton", lora_triton.embedding_lora, "one launch that looks up columns of A", _needs(AMPERE)
         ),
         "tpu": _COLUMNS,
     },
@@ -233,7 +254,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             "pallas_triton",
             paged_attention_triton.paged_attention,
             "one kernel for decode and prefill that reads the stacked cache through the block tables",
-            _needs_tensor_cores,
+            _needs(AMPERE),
         ),
         "tpu": _BLOCKS,
     },
@@ -245,7 +266,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             "pallas_triton",
             threshold_triton.threshold,
             "loops inside of a kernel, as long as each row takes, without asking the host",
-            _needs_tensor_cores,
+            _needs(AMPERE),
         ),
         "tpu": _HALVING,
     },

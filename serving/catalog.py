@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from openlora_jax.adapters.registry import Names
 from openlora_jax.errors import BadCheckpoint, InvalidRequest
 from serving.engine import LLM, AdapterStatus
 from serving.proto import openlora_pb2 as pb
@@ -27,30 +28,34 @@ def page(llm: LLM, size: int, token: str, in_memory_only: bool = False) -> pb.Li
     """
     if not 0 <= size <= MAX_PAGE_SIZE:
         raise InvalidRequest("page_size", f"is {size}; give 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
-    registered, in_memory = llm.store.registrations(), _in_memory(llm)
+    names, in_memory = llm.store.names(), _in_memory(llm)
     if in_memory_only:
-        registered = {name: entry for name, entry in registered.items() if entry.digest in in_memory}
-    following = sorted(name for name in registered if name > token)
-    names = following[: size or DEFAULT_PAGE_SIZE]
+        listed = [name for name, entry in names.adapters.items() if entry.digest in in_memory]
+    else:
+        listed = [*names.adapters, *names.mixes]
+    following = sorted(name for name in listed if name > token)
+    shown = following[: size or DEFAULT_PAGE_SIZE]
     return pb.ListAdaptersResponse(
-        adapters=[_adapter(llm, name, registered[name].digest, in_memory) for name in names],
-        next_page_token=names[-1] if len(names) < len(following) else "",
-        total=len(registered),
+        adapters=[_adapter(llm, name, names, in_memory) for name in shown],
+        next_page_token=shown[-1] if len(shown) < len(following) else "",
+        total=len(listed),
     )
 
 
 def get(llm: LLM, name: str) -> pb.Adapter:
-    """Raises UnknownAdapter, as do the functions below."""
-    return _adapter(llm, name, llm.store.resolve(name), _in_memory(llm))
+    """Raises UnknownAdapter, as do the functions below, which do to each member of a mix what is asked of it."""
+    return _adapter(llm, name, llm.store.names(), _in_memory(llm))
 
 
 def load(llm: LLM, name: str) -> pb.Adapter:
-    llm.adapters.load(name, llm.store.resolve(name))
+    for member in llm.store.members(name):
+        llm.adapters.load(member.adapter, member.digest)
     return get(llm, name)
 
 
 def unload(llm: LLM, name: str) -> pb.Adapter:
-    llm.adapters.unload(llm.store.resolve(name))
+    for member in llm.store.members(name):
+        llm.adapters.unload(member.digest)
     return get(llm, name)
 
 
@@ -63,8 +68,8 @@ def unpin(llm: LLM, name: str) -> pb.Adapter:
 
 
 def _pin(llm: LLM, name: str, pinned: bool) -> pb.Adapter:
-    llm.store.resolve(name)  # raises for a name that stands for nothing
-    llm.adapters.pin(name, pinned)
+    for member in llm.store.members(name):
+        llm.adapters.pin(member.adapter, pinned)
     return get(llm, name)
 
 
@@ -72,7 +77,11 @@ def _in_memory(llm: LLM) -> Mapping[str, AdapterStatus]:
     return {status.digest: status for status in llm.adapters.status()}
 
 
-def _adapter(llm: LLM, name: str, digest: str, in_memory: Mapping[str, AdapterStatus]) -> pb.Adapter:
+def _adapter(llm: LLM, name: str, names: Names, in_memory: Mapping[str, AdapterStatus]) -> pb.Adapter:
+    if mix := names.mixes.get(name):
+        items = [pb.MixItem(adapter=member, weight=weight) for member, weight in mix.weights.items()]
+        return pb.Adapter(name=name, mix=pb.Mix(items=items))
+    digest = names.digest(name)
     adapter = pb.Adapter(name=name, digest=digest, state=pb.ADAPTER_STATE_DISK)
     if status := in_memory.get(digest):
         adapter.state, adapter.requests, adapter.pinned = STATES[status.state], status.requests, status.pinned

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from openlora_jax.adapters.counters import Counters, MemoryUse
 from openlora_jax.adapters.manifest import Manifest
-from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.mixes import Member
+from openlora_jax.adapters.registry import Names, Registration
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.engine import EngineStats
 from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest
@@ -37,10 +38,13 @@ class Engine(Protocol):
 class Store(Protocol):
     """The registered adapters on disk."""
 
-    def resolve(self, name: str) -> str:
-        """The digest of a registered name, or raises UnknownAdapter."""
+    def members(self, name: str) -> Sequence[Member]:
+        """The adapters that a name stands for, or raises UnknownAdapter."""
 
     def registrations(self) -> Mapping[str, Registration]: ...
+
+    def names(self) -> Names:
+        """Adapters and mixes."""
 
     def is_remote(self, digest: str) -> bool:
         """Whether its next read fetches it, so that not even its manifest is at hand."""

@@ -28,7 +28,7 @@ class AdapterPool:
     behind the steps dispatched before it and ahead of those after it; JAX keeps the staged pages alive until then.
 
     Attributes:
-        arrays: what a step reads. `write` donates and replaces it, so take it anew for every step.
+        arrays: what a step reads. `write` and `reset` replace it, so take it anew for every step.
     """
 
     def __init__(
@@ -58,6 +58,18 @@ class AdapterPool:
     def nbytes(self) -> int:
         """Device memory held, in bytes."""
         return sum(a.nbytes + b.nbytes for a, b in self.arrays.values())
+
+    @property
+    def lost(self) -> bool:
+        """Whether a write that failed took the memory with it that it was to write to."""
+        return any(side.is_deleted() for sides in self.arrays.values() for side in sides)
+
+    def reset(self) -> None:
+        """Empties the pool, whatever became of it, into memory of its own; the old goes first, as both may not fit."""
+        for module, (a, b) in self.arrays.items():
+            a.delete()
+            b.delete()
+            self.arrays[module] = (_zeros(a), _zeros(b))
 
     def compile(self) -> None:
         """Compiles every page write there is, by zeros over zeros, so that none is compiled between two steps."""
@@ -104,6 +116,11 @@ class AdapterPool:
         for module, ids in pages.items():
             for page, a, b in zip(ids, staged[f"{module}.A"], staged[f"{module}.B"], strict=True):
                 self.arrays[module] = self._write(*self.arrays[module], np.int32(page), a, b)
+
+
+def _zeros(like: Array) -> Array:
+    """As large, where it is or was."""
+    return jnp.zeros(like.shape, like.dtype, device=like.sharding)
 
 
 def pinned_memory(device: jax.Device) -> SingleDeviceSharding | None:

@@ -1,7 +1,10 @@
-"""Which name stands for which artifact: an append-only file that outlives every process.
+"""Which name stands for which artifact, or for which mix: an append-only file that outlives every process.
 
-Each line is a JSON object, {"name", "digest", "time"}; the last line of a name counts, a null digest removes it.
+Each line is a JSON object, {"name", "digest", "time"}; the last line of a name counts, a null digest removes it. A null
+digest beside "mix", an object of weights by name, makes it a mix, which versions without mixes take for a removed name.
 Readers take no lock: a line without its newline is still being written, or its writer was killed, and does not count.
+Any other line that is no registration stops the store: it may have replaced or removed a name, which would go on to
+stand for what it must not.
 """
 
 import json
@@ -9,14 +12,19 @@ import os
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from openlora_jax.adapters.mixes import Member, NamedMix, check_mix, mix_text
 from openlora_jax.errors import BadCheckpoint, InvalidRequest, UnknownAdapter
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Change = str | Mapping[str, float] | None
+"""What a name stands for from now on: a digest, a mix, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,40 @@ class Registration:
     time: str
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """All that is registered, at one moment. A name is in one of the two at most; nobody changes them."""
+
+    adapters: Mapping[str, Registration] = field(default_factory=dict)
+    mixes: Mapping[str, NamedMix] = field(default_factory=dict)
+
+    def digest(self, name: str) -> str:
+        """Of the adapter of that name. Raises UnknownAdapter, or InvalidRequest if it is a mix."""
+        if name in self.mixes:
+            raise InvalidRequest(
+                "adapter", f"{name!r} is the mix {mix_text(self.mixes[name].weights)}; name one adapter"
+            )
+        if name not in self.adapters:
+            raise UnknownAdapter(name)
+        return self.adapters[name].digest
+
+    def members(self, name: str) -> tuple[Member, ...]:
+        """What a request for that name asks for: the adapter with weight 1, or the members of the mix.
+
+        Raises:
+            UnknownAdapter: nothing has that name, or that of a member.
+        """
+        weights = self.mixes[name].weights if name in self.mixes else {name: 1.0}
+        return tuple(Member(member, self.digest(member), weight) for member, weight in weights.items())
+
+    def before(self, others: "Names") -> "Names":
+        """These, and the others' that have no name in common with them."""
+        return Names(
+            {**{name: each for name, each in others.adapters.items() if name not in self.mixes}, **self.adapters},
+            {**{name: each for name, each in others.mixes.items() if name not in self.adapters}, **self.mixes},
+        )
+
+
 def check_name(name: str) -> None:
     """Raises InvalidRequest if `name` can be no adapter's name."""
     if not NAME.fullmatch(name):
@@ -41,7 +83,7 @@ def check_name(name: str) -> None:
 
 
 class Registry:
-    """Names and digests, as of the file's last complete line. Thread-safe.
+    """Names and what they stand for, as of the file's last complete line. Thread-safe.
 
     Writing is for the holder of the store's lock alone.
     """
@@ -56,15 +98,17 @@ class Registry:
 
         Raises:
             UnknownAdapter: no such name.
+            InvalidRequest: it is a mix.
             BadCheckpoint: the file is damaged.
         """
-        registration = self.registrations().get(name)
-        if registration is None:
-            raise UnknownAdapter(name)
-        return registration.digest
+        return self.names().digest(name)
 
     def registrations(self) -> Mapping[str, Registration]:
-        """Every registered name; the caller must not change it."""
+        """Every adapter's name; the caller must not change it."""
+        return self.names().adapters
+
+    def names(self) -> Names:
+        """Every name; the same object until one changes."""
         with self._mutex:
             self._refresh()
             return self._current
@@ -74,14 +118,14 @@ class Registry:
         current = self.registrations()
         return self._seen - {registration.digest for registration in current.values()}
 
-    def append(self, changes: Mapping[str, str | None]) -> None:
-        """Registers names (or removes those whose digest is None), durably, all in one write."""
+    def append(self, changes: Mapping[str, Change]) -> None:
+        """Registers names, or removes those that stand for nothing now, durably, all in one write."""
         if not changes:
             return
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        lines = [json.dumps({"name": name, "digest": digest, "time": time}) + "\n" for name, digest in changes.items()]
+        lines = [json.dumps(_entry(name, change, time)) + "\n" for name, change in changes.items()]
         with open(self._path, "ab") as file:
-            self.registrations()
+            self.names()
             file.truncate(self._offset)  # a line that a killed writer left unfinished
             file.write("".join(lines).encode())
             file.flush()
@@ -90,7 +134,7 @@ class Registry:
     def _forget(self) -> None:
         self._version: tuple[int, int, int] | None = None
         self._offset = self._lines = 0
-        self._current: dict[str, Registration] = {}
+        self._current = Names()
         self._seen = set[str]()
 
     def _refresh(self) -> None:
@@ -115,28 +159,45 @@ class Registry:
         self._version = version
 
     def _apply(self, lines: list[bytes]) -> None:
-        current = dict(self._current)
+        adapters, mixes = dict(self._current.adapters), dict(self._current.mixes)
         for number, line in enumerate(lines, self._lines + 1):
             try:
-                name, registration = _parse(line)
-            except (ValueError, TypeError, KeyError) as error:
-                raise BadCheckpoint(self._path, f"line {number} is no registration; restore the file") from error
-            if registration is None:
-                current.pop(name, None)
-            else:
-                current[name] = registration
-                self._seen.add(registration.digest)
+                name, now = _parse(line)
+            except (ValueError, TypeError, KeyError, InvalidRequest) as error:
+                way_out = "take it out or restore the file, then look at `openlora adapters list`"
+                raise BadCheckpoint(self._path, f"line {number} is no registration; {way_out}") from error
+            adapters.pop(name, None)
+            mixes.pop(name, None)
+            if isinstance(now, Registration):
+                adapters[name] = now
+                self._seen.add(now.digest)
+            elif now is not None:
+                mixes[name] = now
         self._lines += len(lines)
-        self._current = current
+        self._current = Names(adapters, mixes)
 
 
-def _parse(line: bytes) -> tuple[str, Registration | None]:
+def _entry(name: str, change: Change, time: str) -> dict[str, Any]:
+    if isinstance(change, Mapping):
+        return {"name": name, "digest": None, "mix": dict(change), "time": time}
+    return {"name": name, "digest": change, "time": time}
+
+
+def _parse(line: bytes) -> tuple[str, Registration | NamedMix | None]:
     entry = json.loads(line)
     name, digest, time = entry["name"], entry["digest"], entry["time"]
     if not NAME.fullmatch(name) or not isinstance(time, str):
         raise ValueError(line)
     if digest is None:
-        return name, None
+        return name, NamedMix(_weights(entry["mix"]), time) if "mix" in entry else None
     if not DIGEST.fullmatch(digest):
         raise ValueError(line)
     return name, Registration(digest, time)
+
+
+def _weights(mix: Any) -> dict[str, float]:
+    if not isinstance(mix, dict) or not mix or not all(map(NAME.fullmatch, mix)):
+        raise ValueError(mix)
+    weights = {name: float(weight) for name, weight in mix.items()}
+    check_mix(weights.items())
+    return weights

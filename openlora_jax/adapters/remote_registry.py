@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from openlora_jax.adapters.registry import Registration, Registry
+from openlora_jax.adapters.registry import Names, Registry
 from openlora_jax.adapters.remote import Remote
 from openlora_jax.errors import BadCheckpoint, CannotInstall, InvalidConfig
 
@@ -42,9 +42,9 @@ class RemoteRegistry:
             raise CannotInstall(path, error.strerror or str(error)) from error
         threading.Thread(target=self._follow, name="remote-registry", daemon=True).start()
 
-    def registrations(self) -> Mapping[str, Registration]:
+    def names(self) -> Names:
         """Every name; the same object until one changes."""
-        return self._registry.registrations()
+        return self._registry.names()
 
     def refresh(self) -> None:
         """Looks now; that the other side is away is logged when it begins and when it ends.
@@ -90,6 +90,6 @@ class RemoteRegistry:
         """The new one is read whole before it takes the old one's place."""
         candidate = self._path.with_name(f".{self._path.name}")
         candidate.write_bytes(text)
-        Registry(candidate).registrations()
+        Registry(candidate).names()
         os.replace(candidate, self._path)
-        self._registry.registrations()  # now, since the next file may get the inode of this one's predecessor
+        self._registry.names()  # now, since the next file may get the inode of this one's predecessor

@@ -11,11 +11,12 @@ from openlora_jax.adapters.artifact import Tensor
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.disk_cache import DiskCache
 from openlora_jax.adapters.manifest import Manifest
-from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.mixes import Member
+from openlora_jax.adapters.registry import Names, Registration
 from openlora_jax.adapters.remote import Remote
 from openlora_jax.adapters.remote_registry import RemoteRegistry
 from openlora_jax.adapters.store import AdapterStore
-from openlora_jax.errors import BadCheckpoint, UnknownAdapter
+from openlora_jax.errors import BadCheckpoint
 
 MAX_MANIFESTS = 16
 """Of adapters that are not here, kept in memory with their texts, of a MiB at most: those that are on their way."""
@@ -51,22 +52,27 @@ class RemoteStore:
         except BaseException:
             self._fetched.close()
             raise
-        self._merged: tuple[Mapping[str, Registration], ...] = ({}, {}, {})
+        self._merged = (Names(), Names(), Names())
         self._remote_manifest = lru_cache(MAX_MANIFESTS)(self._remote.manifest)
 
     def resolve(self, name: str) -> str:
-        """The digest that `name` stands for, here or else there. Raises UnknownAdapter."""
-        registration = self.registrations().get(name)
-        if registration is None:
-            raise UnknownAdapter(name)
-        return registration.digest
+        """The digest that `name` stands for, here or else there. Raises UnknownAdapter, InvalidRequest for a mix."""
+        return self.names().digest(name)
+
+    def members(self, name: str) -> tuple[Member, ...]:
+        """What a request for `name` asks for, here or else there. Raises UnknownAdapter."""
+        return self.names().members(name)
 
     def registrations(self) -> Mapping[str, Registration]:
-        """Every name that is registered here or there; the caller must not change it."""
-        local, remote = self.local.registrations(), self._registry.registrations()
+        """Every adapter that is registered here or there; the caller must not change it."""
+        return self.names().adapters
+
+    def names(self) -> Names:
+        """Every name, here or else there. The members of a mix are looked up like any name, here first."""
+        local, remote = self.local.names(), self._registry.names()
         merged = self._merged
         if merged[0] is not local or merged[1] is not remote:
-            merged = self._merged = (local, remote, {**remote, **local})
+            merged = self._merged = (local, remote, local.before(remote))
         return merged[2]
 
     def is_remote(self, digest: str) -> bool:

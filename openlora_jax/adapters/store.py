@@ -1,7 +1,7 @@
 """The store: artifacts by digest, and the registry of their names. Every change is whole or not there at all.
 
 STORE/artifacts/<digest>/   see `Artifacts`
-STORE/registry.jsonl        appended to and synced, once the artifact is in place
+STORE/registry.jsonl        adapters and mixes; appended to and synced, once the artifact is in place
 STORE/lock                  held by whoever changes the store; readers never take it
 """
 
@@ -15,11 +15,13 @@ from pathlib import Path
 from openlora_jax.adapters.artifact import Tensor, Tensors, artifact_digest, write_artifact
 from openlora_jax.adapters.artifacts import Artifacts
 from openlora_jax.adapters.manifest import Manifest
-from openlora_jax.adapters.registry import Registration, Registry, check_name
+from openlora_jax.adapters.mixes import Member, check_mix, mix_text
+from openlora_jax.adapters.registry import Names, Registration, Registry, check_name
 from openlora_jax.errors import (
     AdapterExists,
     CannotInstall,
     InvalidConfig,
+    InvalidRequest,
     OpenLoraError,
     UnknownAdapter,
 )
@@ -54,12 +56,20 @@ class AdapterStore:
         return cls(path)
 
     def resolve(self, name: str) -> str:
-        """The digest that `name` stands for now, whoever registered it. Raises UnknownAdapter."""
+        """The digest that `name` stands for now, whoever made it so. Raises UnknownAdapter, InvalidRequest."""
         return self._registry.resolve(name)
 
+    def members(self, name: str) -> tuple[Member, ...]:
+        """What a request for `name` asks for: an adapter with weight 1, or a mix. Raises UnknownAdapter."""
+        return self.names().members(name)
+
     def registrations(self) -> Mapping[str, Registration]:
-        """Every registered name, and what it stands for."""
-        return self._registry.registrations()
+        """Every adapter's name, and what it stands for."""
+        return self.names().adapters
+
+    def names(self) -> Names:
+        """Every name, of adapters and mixes; the same object until one changes."""
+        return self._registry.names()
 
     def folder(self, digest: str) -> Path:
         """Where the artifact of that digest is, if it is in the store. Raises BadCheckpoint if it is no digest."""
@@ -118,11 +128,39 @@ class AdapterStore:
             self._check_free(digests, replace)
             self._register(digests)
 
-    def remove(self, name: str) -> None:
-        """Removes a name, and its artifact if no other name stands for it. Raises UnknownAdapter."""
+    def mix(self, name: str, weights: Mapping[str, float], replace: bool = False) -> None:
+        """Gives a name to a weighted mix of adapters of this store.
+
+        It holds their names: one that is given to another adapter is so in the mix, and none can be removed before it.
+
+        Raises:
+            InvalidRequest: a name or a weight that can be none, adapters for different bases, a member that is a mix, a
+                name that is a member, or, unless `replace`, another mix.
+            AdapterExists: the name stands for an adapter, and `replace` is False.
+            UnknownAdapter: a member is not registered.
+            BadCheckpoint: a member is damaged.
+        """
+        check_name(name)
+        check_mix(weights.items())
         with self.changing():
-            if name not in self.registrations():
+            known = self.names().mixes.get(name)
+            if known is None or known.weights != weights:
+                self._check_members(name, weights)
+                self._check_free({name: None}, replace)
+                self._registry.append({name: weights})
+
+    def remove(self, name: str) -> None:
+        """Removes a name, and its artifact if no other name stands for it.
+
+        Raises:
+            UnknownAdapter: nothing has that name.
+            InvalidRequest: it is a member of a mix.
+        """
+        with self.changing():
+            names = self.names()
+            if name not in names.adapters and name not in names.mixes:
                 raise UnknownAdapter(name)
+            self._check_no_member(name)
             self._registry.append({name: None})
             self._sweep()
 
@@ -141,11 +179,35 @@ class AdapterStore:
         except OSError as error:
             raise CannotInstall(self.path, os.strerror(error.errno) if error.errno else str(error)) from error
 
-    def _check_free(self, digests: Mapping[str, str], replace: bool) -> None:
-        current = self.registrations()
+    def _check_free(self, digests: Mapping[str, str | None], replace: bool) -> None:
+        """That these names stand for nothing else; None is for what is no adapter."""
+        current, mixes = self.registrations(), self.names().mixes
         for name, digest in digests.items():
+            if not replace and name in mixes:
+                current_mix = mix_text(mixes[name].weights)
+                raise InvalidRequest(
+                    "name", f"{name!r} is already the mix {current_mix}; use --replace or another name"
+                )
             if not replace and name in current and current[name].digest != digest:
                 raise AdapterExists(name, current[name].digest)
+
+    def _check_members(self, name: str, weights: Mapping[str, float]) -> None:
+        """That a mix of that name can be made of these."""
+        self._check_no_member(name)
+        if not weights or name in weights:
+            raise InvalidRequest("mix", "has itself as a member" if weights else "has no member")
+        names = self.names()
+        bases = {member: self.manifest(names.digest(member)).base_digest for member in weights}
+        first = next(iter(bases))
+        for member, base in bases.items():
+            if base != bases[first]:
+                problem = f"{member!r} was converted for base {base[:12]}, and {first!r} for {bases[first][:12]}"
+                raise InvalidRequest("mix", f"{problem}; mix adapters of one base")
+
+    def _check_no_member(self, name: str) -> None:
+        users = [mix for mix, each in self.names().mixes.items() if name in each.weights]
+        if users:
+            raise InvalidRequest("name", f"{name!r} is a member of the mix {users[0]!r}; remove or replace that first")
 
     def _register(self, digests: Mapping[str, str]) -> None:
         current = {name: registration.digest for name, registration in self.registrations().items()}

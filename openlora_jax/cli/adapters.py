@@ -1,6 +1,8 @@
-"""`openlora adapters`: what a store holds."""
+"""`openlora adapters`: what a store holds, and mixes of it under names of their own."""
 
 import json
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,13 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from openlora_jax.adapters.mixes import Member, check_mix, mix_text
 from openlora_jax.adapters.registry import Registration
-from openlora_jax.errors import BadCheckpoint
+from openlora_jax.errors import BadCheckpoint, InvalidRequest
 
 if TYPE_CHECKING:
     from openlora_jax.adapters.store import AdapterStore
 
-app = typer.Typer(no_args_is_help=True, help="List, inspect, verify and remove the adapters of a store.")
+app = typer.Typer(no_args_is_help=True, help="List, inspect, verify, mix and remove the adapters of a store.")
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The store's directory.", show_default=False)]
 NameArgument = Annotated[str, typer.Argument(help="The adapter's name.", show_default=False)]
@@ -23,22 +26,28 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 @app.command("list")
 def list_adapters(store: StoreOption, as_json: JsonOption = False) -> None:
-    """Lists the registered adapters."""
+    """Lists the registered adapters and mixes."""
     opened = _open(store)
-    rows = [_summary(opened, name, entry) for name, entry in sorted(opened.registrations().items())]
+    names = opened.names()
+    rows = [_summary(opened, name, entry) for name, entry in names.adapters.items()]
+    rows += [{"name": name, "mix": mix.weights, "registered": mix.time} for name, mix in names.mixes.items()]
+    rows.sort(key=itemgetter("name"))
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
     table = Table("name", Column("digest", no_wrap=True), "modules", "rank", "pages", "MB", "dtype", "registered")
     for row in rows:
-        table.add_row(row["name"], row["digest"][:12], *_cells(row), row["registered"][:16])
+        table.add_row(row["name"], row.get("digest", "mix")[:12], *_cells(row), row["registered"][:16])
     Console().print(table)
 
 
 @app.command()
 def inspect(name: NameArgument, store: StoreOption, as_json: JsonOption = False) -> None:
-    """Shows one adapter: its digest, its base, and every module that it targets."""
+    """Shows one adapter: its digest, its base, and every module that it targets; or a mix and its members."""
     opened = _open(store)
+    if name in opened.names().mixes:
+        _show_mix(name, opened.members(name), as_json)
+        return
     digest = opened.resolve(name)
     manifest = opened.manifest(digest)
     if as_json:
@@ -66,10 +75,49 @@ def verify(store: StoreOption) -> None:
 
 
 @app.command()
+def mix(
+    mixed: Annotated[
+        str,
+        typer.Argument(metavar="NAME=A:WEIGHT,B:WEIGHT", help="The mix's name, and its members.", show_default=False),
+    ],
+    store: StoreOption,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the name from what it stands for.")] = False,
+) -> None:
+    """Gives a name to a weighted mix of adapters; requests ask for it as for an adapter.
+
+    It follows its members' names: an adapter that is replaced is replaced in the mix.
+    """
+    name, _, members = mixed.partition("=")
+    weights = [_member(text) for text in members.split(",")]
+    check_mix(weights)
+    _open(store).mix(name, dict(weights), replace)
+    typer.echo(f"registered {name}")
+
+
+@app.command()
 def remove(name: NameArgument, store: StoreOption) -> None:
-    """Removes a name, and the adapter's files if no other name stands for them."""
+    """Removes a name, and the adapter's files if no other name stands for them. Members of a mix stay until it goes."""
     _open(store).remove(name)
     typer.echo(f"removed {name}")
+
+
+def _member(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition(":")
+    try:
+        return name.strip(), float(weight)
+    except ValueError as error:
+        raise InvalidRequest("mix", f"{text!r} is no NAME:WEIGHT; write both=legal:0.6,tone:0.4") from error
+
+
+def _show_mix(name: str, members: Sequence[Member], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"name": name, "mix": [member._asdict() for member in members]}, indent=2))
+        return
+    table = Table("member", "weight", Column("digest", no_wrap=True))
+    for member in members:
+        table.add_row(member.adapter, f"{member.weight:g}", member.digest)
+    typer.echo(name)
+    Console().print(table)
 
 
 def _open(path: Path) -> "AdapterStore":
@@ -94,6 +142,8 @@ def _summary(store: "AdapterStore", name: str, entry: Registration) -> dict[str,
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if "mix" in row:
+        return (mix_text(row["mix"]), "", "", "", "")
     if "damage" in row:
         return ("damaged", "", "", "", "")
     ranks = sorted({module["rank"] for module in row["modules"].values()})

@@ -3,17 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from openlora_jax.adapters.mixes import check_mix
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import blocks_for
-from openlora_jax.engine.request import GenerateRequest, MixItem, ScoreRequest
+from openlora_jax.engine.request import GenerateRequest, ScoreRequest
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.errors import InvalidRequest
-
-MAX_MIX = 8
-"""Members of a mix, at most."""
-
-MAX_WEIGHT = 1e6
-"""Size of a weight in a mix, at most: what is far larger overflows float32 in the products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +24,7 @@ class Admission:
         A `max_tokens` that the caller set and that does not fit is refused; the default one is cut to what is left.
         """
         self._check_tokens("prompt", request.prompt_ids)
-        _check_mix(request.mix)
+        check_mix((item.adapter, item.weight) for item in request.mix)
         params = self._fit(request.params, len(request.prompt_ids))
         if params.min_tokens > params.max_tokens:
             raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
@@ -45,7 +40,7 @@ class Admission:
         """The request itself."""
         self._check_tokens("prompt", request.prompt_ids)
         self._check_tokens("completion", request.completion_ids)
-        _check_mix(request.mix)
+        check_mix((item.adapter, item.weight) for item in request.mix)
         if request.scheduling.tpot_deadline is not None:
             raise InvalidRequest("tpot_deadline", "a text to score has no tokens to come; leave it out")
         prompt, completion = len(request.prompt_ids), len(request.completion_ids)
@@ -87,16 +82,3 @@ class Admission:
         if needed > usable:
             problem = f"the request needs {needed} KV blocks of {size} tokens, but the engine has {usable}"
             raise InvalidRequest(field, f"{problem}; shorten it or raise kv_blocks in the configuration")
-
-
-def _check_mix(mix: Sequence[MixItem]) -> None:
-    if len(mix) > MAX_MIX:
-        raise InvalidRequest("mix", f"{len(mix)} adapters are more than the {MAX_MIX} allowed")
-    names = set[str]()
-    for item in mix:
-        if item.adapter in names:
-            raise InvalidRequest("mix", f"adapter {item.adapter!r} is named twice; add its weights up")
-        if not abs(item.weight) <= MAX_WEIGHT:
-            problem = f"the weight {item.weight} of adapter {item.adapter!r} is not a number within {MAX_WEIGHT:g} of 0"
-            raise InvalidRequest("mix", problem)
-        names.add(item.adapter)

@@ -23,6 +23,7 @@ from openlora_jax.config import EngineConfig
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.deadlines import Deadlines
 from openlora_jax.engine.launch import Launch
+from openlora_jax.engine.members import Store, resolve_names
 from openlora_jax.engine.plan import Runner, StepResult, TileScores
 from openlora_jax.engine.rates import Rates
 from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest, TokenLogprobs
@@ -40,14 +41,6 @@ MAX_FAILURES = 2
 """Failed iterations in a row after which the engine stops."""
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Store(Protocol):
-    """The adapter store, as the engine sees it."""
-
-    def resolve(self, name: str) -> str:
-        """The digest that a name stands for now; UnknownAdapter if none."""
 
 
 @runtime_checkable
@@ -87,8 +80,8 @@ class EngineStats:
 class Engine:
     """One model's requests. `submit`, `stats` and `stop` may be called from any thread.
 
-    A failing iteration ends every request that had started, with EngineStopped, and slots and KV blocks are made anew.
-    The engine goes on, unless the next iteration fails too: then it ends them all, refuses further ones and ends.
+    A failing iteration ends every request that had started, with EngineStopped; slots, KV blocks and pages are made
+    anew. The engine goes on, unless the next iteration fails too: then it ends them all, refuses further ones and ends.
 
     Attributes:
         ended: done when the engine thread has ended and every request with it; its result says why.
@@ -176,12 +169,11 @@ class Engine:
             request = self._admission.generate(request)
         else:
             request = self._admission.score(request)
-        digests = [self._store.resolve(item.adapter) for item in request.mix]
+        request, adapters = resolve_names(request, self._store)
         live = LiveRequest(request, EventStream(self._wake), self._clock())
         self._enter_queue(live)
         try:
-            names = [item.adapter for item in request.mix]
-            live.leases = self._adapters.acquire(*zip(names, digests, strict=True))
+            live.leases = self._adapters.acquire(*adapters)
             if all(lease.ready for lease in live.leases):
                 live.ready = live.submitted
             live.sequences = self._sequences(live, request)
@@ -368,7 +360,8 @@ class Engine:
     def _fail(self) -> None:
         """What was dispatched is lost, and with it the requests that had started.
 
-        The failed call may have taken the device's state with it, which none but those requests needs.
+        The failed call may have taken the device's state with it, which none but those requests needs, and the pool,
+        into which the adapters of the others are written anew.
         """
         self._dispatched = []
         self._failures += 1
@@ -378,8 +371,9 @@ class Engine:
             with self._changed:
                 self._closed, self._stop_at = "its steps fail on the device", self._clock()
         else:
-            self._scheduler.blocks.forget()
+            self._scheduler.forget()
             self._runner.reset()
+            self._adapters.reset()
 
     def _end_all(self) -> str:
         """Ends every request; returns why the engine has stopped."""

@@ -290,7 +290,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., greedy: _Optional[_Iterable[bool]] = ..., adapter_digests: _Optional[_Iterable[str]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "state", "rank", "pages", "requests", "pinned", "lookups", "hits", "idle_seconds", "load_seconds", "host_bytes")
+    __slots__ = ("name", "digest", "state", "rank", "pages", "requests", "pinned", "lookups", "hits", "idle_seconds", "load_seconds", "host_bytes", "mix")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -303,6 +303,7 @@ class Adapter(_message.Message):
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MIX_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     state: AdapterState
@@ -315,7 +316,8 @@ class Adapter(_message.Message):
     idle_seconds: float
     load_seconds: float
     host_bytes: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., rank: _Optional[int] = ..., pages: _Optional[int] = ..., requests: _Optional[int] = ..., pinned: bool = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., host_bytes: _Optional[int] = ...) -> None: ...
+    mix: Mix
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., rank: _Optional[int] = ..., pages: _Optional[int] = ..., requests: _Optional[int] = ..., pinned: bool = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., host_bytes: _Optional[int] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "in_memory")

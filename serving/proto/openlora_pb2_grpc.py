@@ -106,14 +106,15 @@ class OpenLoraServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """The registered adapters, ordered by name, a page at a time.
+        """The registered adapters and mixes, ordered by name, a page at a time. Wherever an adapter is named, a mix may be: to
+        load, unload or pin it is to do so with its members.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAdapter(self, request, context):
-        """One registered adapter.
+        """One registered adapter or mix.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,6 +81,9 @@ SMOLLM2_135M = ModelConfig(
     eos_token_ids=(2,),
 )
 
+VAST = Workload(LLAMA_8B, ENGINE.model_copy(update={"pool_pages": 1050, "wide_pool_pages": 1050}))
+"""With pools past 4 GiB, but for B of K and V: so one kernel has offsets of both kinds."""
+
 WORKLOADS = {
     "llama-3.1-8b": Workload(LLAMA_8B, ENGINE),
     "smollm2-135m": Workload(SMOLLM2_135M, ENGINE),

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from openlora_jax import LLM, SamplingParams
+from openlora_jax import LLM, SamplingParams, SchedulingParams
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
-from openlora_jax.engine.request import GenerateRequest, MixItem
+from openlora_jax.engine.request import GenerateRequest, MixItem, TokenLogprobs
 from openlora_jax.engine.sampling import SamplerState
 from openlora_jax.errors import (
+    AdapterOutOfMemory,
     AdapterUnavailable,
     EngineStopped,
     InvalidConfig,
@@ -29,6 +30,7 @@ from openlora_jax.inputs import Adapter, Prompt
 from openlora_jax.observed import Observed, observed_path
 from openlora_jax.outputs import Generation, collect
 from pallas_kernels.kv_cache import KvCache
+from tests.openlora_jax.adapters.poison import write_that_fails_when_it_runs, write_that_takes_the_pool_with_it
 from tests.openlora_jax.tiny import DIGEST, MODEL, SETTINGS
 
 PROMPTS: list[Prompt] = ["hello", [5, 6, 7], [{"role": "user", "content": "hi"}], "the sea is", "a", [9] * 40]
@@ -143,6 +145,31 @@ def test_a_step_that_fails_takes_its_requests_and_no_later_one(
     assert tiny_llm.generate("hello", GREEDY, "one")[0].outputs == expected.outputs
 
 
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [(write_that_fails_when_it_runs, EngineStopped), (write_that_takes_the_pool_with_it, AdapterOutOfMemory)],
+)
+def test_a_page_write_that_fails_takes_its_requests_and_no_later_one(
+    tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch, write: Any, error: type[OpenLoraError]
+) -> None:
+    expected = tiny_llm.generate(["hello"] * 2, GREEDY, ["one", "two"])
+
+    def fails(*operands: object) -> Any:
+        monkeypatch.undo()
+        return write(*operands)
+
+    for attempt in ("one", "two"):
+        digest = tiny_llm.store.resolve(attempt)
+        tiny_llm.adapters.unload(digest)
+        monkeypatch.setattr(tiny_llm.runner.pool, "_write", fails)
+        with pytest.raises(error):
+            tiny_llm.generate("hello", GREEDY, attempt)
+        tiny_llm.adapters.unload(digest)
+        found = tiny_llm.generate(["hello"] * 2, GREEDY, ["one", "two"])
+        assert [answer.outputs for answer in found] == [answer.outputs for answer in expected]
+    tiny_llm.adapters.validate()
+
+
 def test_adapters_come_mix_and_go_without_tracing_a_program_again(tiny_llm: LLM, tiny_store: Path) -> None:
     """The fixture counts: a program that is traced again fails its step, and so its request."""
     store = AdapterStore(tiny_store)
@@ -157,6 +184,39 @@ def test_digests_name_what_answered(tiny_llm: LLM) -> None:
     answers = tiny_llm.generate(["a"] * 3, GREEDY, [None, "two", {"two": 0.5, "one": 0.5}])
     one, two = (tiny_llm.store.resolve(name) for name in ("one", "two"))
     assert [answer.adapter_digests for answer in answers] == [(), (two,), (two, one)]
+
+
+def test_a_weight_that_changes_between_turns_meets_no_stale_cache(tiny_llm: LLM) -> None:
+    def turn(prompt: list[int], weight: float, tenant: str = "talk") -> tuple[tuple[TokenLogprobs, ...], int]:
+        before = tiny_llm.engine.stats.cached_tokens
+        mix, scheduling = {"one": weight, "two": 1 - weight}, SchedulingParams(tenant=tenant)
+        [answer] = tiny_llm.generate([prompt], GREEDY, mix, scheduling=scheduling)
+        return answer.outputs[0].logprobs, tiny_llm.engine.stats.cached_tokens - before
+
+    said = [5 + token % 90 for token in range(40)]
+    first, found = turn(said, 0.2)
+    assert found == 0
+    said += [token.token_id for token in first] + [7, 8]
+    for weight, cached in ((0.8, 0), (0.2, 32), (0.8, 48)):
+        tokens, found = turn(said, weight)
+        fresh, nothing = turn(said, weight, tenant=f"{weight} {cached}")
+        assert (found, nothing) == (cached, 0)
+        np.testing.assert_allclose([t.logprob for t in tokens], [t.logprob for t in fresh], atol=1e-4)
+    moved = np.subtract([t.logprob for t in turn(said, 0.2)[0]], [t.logprob for t in tokens])
+    assert np.abs(moved).max() > 0.1
+
+
+def test_a_named_mix_answers_as_its_members(tiny_llm: LLM, tiny_store: Path) -> None:
+    store = AdapterStore(tiny_store)
+    store.mix("both", {"two": 0.5, "one": -0.5})
+    named, spelt = tiny_llm.generate(["a"] * 2, GREEDY, ["both", {"two": 0.5, "one": -0.5}])
+    half, quarter = tiny_llm.score(["a"] * 2, ["hello"] * 2, [{"both": 0.5}, {"two": 0.25, "one": -0.25}])
+    assert (named.outputs, named.adapter_digests) == (spelt.outputs, spelt.adapter_digests)
+    assert (half.logprobs, half.adapter_digests) == (quarter.logprobs, quarter.adapter_digests)
+    assert half.logprobs != tiny_llm.score("a", "hello", "both")[0].logprobs
+    store.remove("both")
+    with pytest.raises(UnknownAdapter, match="'both'"):
+        tiny_llm.generate("a", GREEDY, "both")
 
 
 @pytest.mark.parametrize(

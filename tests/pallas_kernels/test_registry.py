@@ -81,6 +81,19 @@ def test_a_gpu_that_the_kernels_do_not_know(monkeypatch: pytest.MonkeyPatch, cap
     assert " linear" not in str(caught.value), "which could run"
 
 
+def test_mosaic_is_cuda_with_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_device(monkeypatch, "gpu", compute_capability="9.0")
+    mosaic, cuda = resolve("mosaic"), resolve("cuda")
+    assert {op for op in PROTOCOLS if mosaic.chosen[op] is not cuda.chosen[op]} == {"lora"}
+    assert mosaic.chosen["lora"].name == "mosaic_gpu"
+
+
+def test_mosaic_was_made_for_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_device(monkeypatch, "gpu", compute_capability="8.9")
+    with pytest.raises(NotImplementedError, match=r"'mosaic' cannot serve here: lora: needs an .* 9.0 or newer.*8.9$"):
+        resolve("mosaic")
+
+
 def test_reasons_differ_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         TABLE["lora"],

@@ -19,10 +19,12 @@ from typing import Any, Literal
 
 from openlora_jax.adapters.counters import Counters, MemoryUse, PageState
 from openlora_jax.adapters.manifest import LowRank, Manifest
-from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.mixes import Member, NamedMix
+from openlora_jax.adapters.registry import Names, Registration
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.engine import EngineStats
+from openlora_jax.engine.members import resolve_names
 from openlora_jax.engine.request import Delta, Finished, GenerateRequest, Scored, ScoreRequest, Timings, TokenLogprobs
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import (
@@ -31,7 +33,6 @@ from openlora_jax.errors import (
     DeadlineExceeded,
     EngineStopped,
     Overloaded,
-    UnknownAdapter,
 )
 from serving.proto import openlora_pb2 as pb
 
@@ -62,17 +63,19 @@ class FakeTokenizer:
 class FakeStore:
     """Adapters of rank 20 on q and v, all alike; the digest is the name's bytes in hexadecimal, padded."""
 
-    def __init__(self, *names: str, damaged: str = "") -> None:
-        self.names = names
+    def __init__(self, *adapters: str, damaged: str = "") -> None:
+        self.adapters = adapters
+        self.mixes: dict[str, NamedMix] = {}
         self.damaged = damaged
 
     def registrations(self) -> Mapping[str, Registration]:
-        return {name: Registration(digest_of(name), "2026-01-01T00:00:00+00:00") for name in self.names}
+        return {name: Registration(digest_of(name), "2026-01-01T00:00:00+00:00") for name in self.adapters}
 
-    def resolve(self, name: str) -> str:
-        if name not in self.names:
-            raise UnknownAdapter(name)
-        return digest_of(name)
+    def names(self) -> Names:
+        return Names(self.registrations(), self.mixes)
+
+    def members(self, name: str) -> tuple[Member, ...]:
+        return self.names().members(name)
 
     def is_remote(self, digest: str) -> bool:
         return digest == digest_of("remote")
@@ -178,6 +181,7 @@ class FakeEngine:
             generated_tokens=self._generated,
             steps=0,
             preemptions=3,
+            cached_tokens=11,
         )
 
     def start(self) -> None:
@@ -197,7 +201,7 @@ class FakeEngine:
             raise self.fault
         admission = Admission(self._config, VOCAB)
         stream = EventStream(lambda: None)
-        digests = tuple(self._store.resolve(item.adapter) for item in request.mix)
+        digests = tuple(digest for _, digest in resolve_names(request, self._store)[1])
         self.submitted.append(request)
         if isinstance(request, ScoreRequest):
             stream.close(_score(admission.score(request), digests))

@@ -5,6 +5,7 @@ import pytest
 
 from openlora_jax.adapters.lease import AdapterStatus
 from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.mixes import NamedMix
 from openlora_jax.errors import BadCheckpoint
 from serving import catalog
 from serving.proto import openlora_pb2 as pb
@@ -25,6 +26,25 @@ async def test_load_pin_and_unload(stub: Any) -> None:
     assert not (await stub.PinAdapter(pb.PinAdapterRequest(name="sql", pinned=False))).pinned
     unloaded = await stub.UnloadAdapter(pb.UnloadAdapterRequest(name="sql"))
     assert unloaded.state == pb.ADAPTER_STATE_DISK
+
+
+async def test_a_mix_is_shown_by_its_members_and_what_is_asked_of_it_is_asked_of_them(stub: Any, llm: FakeLLM) -> None:
+    llm.store.mixes["both"] = NamedMix({"sql": 0.5, "json": -2.0}, "")
+    expected = pb.Adapter(name="both")
+    expected.mix.items.extend([pb.MixItem(adapter="sql", weight=0.5), pb.MixItem(adapter="json", weight=-2.0)])
+    assert await stub.LoadAdapter(pb.LoadAdapterRequest(name="both")) == expected
+    assert llm.adapters.known.keys() == {digest_of("sql"), digest_of("json")}
+    assert await stub.PinAdapter(pb.PinAdapterRequest(name="both")) == expected
+    assert all(status.pinned for status in llm.adapters.known.values())
+    everything, in_memory = [
+        [adapter.name for adapter in (await stub.ListAdapters(pb.ListAdaptersRequest(in_memory=only))).adapters]
+        for only in (False, True)
+    ]
+    assert (everything, in_memory) == (["both", "json", "pirate", "sql"], ["json", "sql"])
+    answer = await stub.Generate(pb.GenerateRequest(prompt=pb.Prompt(text="abc"), adapter="both"))
+    assert list(answer.adapter_digests) == [digest_of("sql"), digest_of("json")]
+    await stub.UnloadAdapter(pb.UnloadAdapterRequest(name="both"))
+    assert not llm.adapters.known
 
 
 @pytest.mark.parametrize("method", ["GetAdapter", "LoadAdapter", "UnloadAdapter", "PinAdapter"])
@@ -95,7 +115,7 @@ async def test_thousands_are_listed_a_page_at_a_time(stub: Any, llm: FakeLLM) ->
         if not token:
             break
     assert sizes == [999, 999, 502]
-    assert names == sorted(llm.store.names)
+    assert names == sorted(llm.store.adapters)
     assert len((await stub.ListAdapters(pb.ListAdaptersRequest())).adapters) == catalog.DEFAULT_PAGE_SIZE
 
 

@@ -1,8 +1,9 @@
-"""NaN in every page that nobody owns: if a computation reads one, it shows."""
+"""NaN in every page that nobody owns: if a computation reads one, it shows. And writes that do not go well."""
 
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Array
 
 from openlora_jax.adapters.pages import ZERO_PAGE, AdapterPages
 from openlora_jax.adapters.pool import AdapterPool
@@ -29,3 +30,17 @@ def poison_free(pool: AdapterPool, owned: Iterable[AdapterPages], poisoned: Adap
         nans = {f"{module}.{side}": np.full_like(x[:, : len(free)], np.nan) for side, x in (("A", a), ("B", b))}
         pool.write({module: free}, pool.stage({module: len(free)}, nans))
     return found
+
+
+def write_that_fails_when_it_runs(pool_a: Array, pool_b: Array, *_: object) -> tuple[Array, Array]:
+    """Is dispatched; whoever does anything with what it returns gets an error."""
+    pool_a.delete()
+    pool_b.delete()
+    return pool_a, pool_b
+
+
+def write_that_takes_the_pool_with_it(pool_a: Array, pool_b: Array, *_: object) -> tuple[Array, Array]:
+    """Fails at its dispatch, when it has its arguments' memory."""
+    pool_a.delete()
+    pool_b.delete()
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")

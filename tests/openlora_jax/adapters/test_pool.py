@@ -1,8 +1,9 @@
 """Page writes on the device. One tiny base model; every array is random, so that a misplaced page shows."""
 
 import re
+from contextlib import suppress
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from openlora_jax.adapters.modules import MODULES, PAGE_RANK
 from openlora_jax.adapters.pool import AdapterPool, _write_staged_page, pinned_memory
 from openlora_jax.adapters.synthetic import synthetic_tensors
+from tests.openlora_jax.adapters.poison import write_that_fails_when_it_runs, write_that_takes_the_pool_with_it
 from tests.openlora_jax.tiny import MODEL
 
 CONFIG = replace(
@@ -61,6 +63,22 @@ def test_a_fresh_pool_is_zeros_of_the_module_shapes() -> None:
     assert pool.arrays["k_proj"][1].shape == (3, 6, 16, 8)
     assert pool.nbytes == sum(a.size + b.size for a, b in pool.arrays.values()) * 4
     assert all(not np.any(a) and not np.any(b) for a, b in snapshot(pool).values())
+
+
+@pytest.mark.parametrize("page_write", [None, write_that_fails_when_it_runs, write_that_takes_the_pool_with_it])
+def test_a_pool_is_as_a_fresh_one_after_a_reset_whatever_became_of_it(page_write: Any) -> None:
+    pool, tensors = make_pool(), make_adapter(1, {"q_proj": 2, "up_proj": 1})
+    fresh, zeros = snapshot(pool), {module: a.sharding for module, (a, _) in pool.arrays.items()}
+    pool._write = page_write or pool._write
+    with suppress(RuntimeError):
+        write(pool, {"q_proj": (1, 2), "up_proj": (3,)}, tensors)
+        jax.block_until_ready(pool.arrays)
+        assert page_write is None
+    assert pool.lost == (page_write is not None)
+    pool.reset()
+    assert not pool.lost
+    assert {module: a.sharding for module, (a, _) in pool.arrays.items()} == zeros
+    jax.tree.map(np.testing.assert_array_equal, snapshot(pool), fresh)
 
 
 @EVERY_STAGING

@@ -75,6 +75,17 @@ def test_a_damaged_line_is_an_error_that_names_it(path: Path, line: str) -> None
             registry.resolve("x")
 
 
+def test_without_the_damaged_line_the_store_goes_on(path: Path) -> None:
+    registry = Registry(path)
+    registry.append({"x": A})
+    sound = path.read_bytes()
+    path.write_bytes(sound + b"\x00\n" + sound.replace(b'"x"', b'"y"'))
+    with pytest.raises(BadCheckpoint, match="line 2 is no registration; take it out or restore the file"):
+        registry.resolve("x")
+    path.write_bytes(sound + sound.replace(b'"x"', b'"y"'))
+    assert set(registry.registrations()) == {"x", "y"}
+
+
 def test_a_restored_file_is_read_anew(path: Path) -> None:
     registry = Registry(path)
     registry.append({"x": A, "y": A})
@@ -109,3 +120,12 @@ def test_a_name_that_is_none(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "0", "A.b_c-d", "a" * 128, "a..b"])
 def test_a_name(name: str) -> None:
     check_name(name)
+
+
+def test_a_version_without_mixes_takes_one_for_a_removed_name(path: Path) -> None:
+    Registry(path).append({"x": A, "y": B})
+    Registry(path).append({"x": {"y": 0.5}})
+    entry = json.loads(path.read_text().splitlines()[-1])
+    assert (entry["name"], entry["digest"], entry["mix"]) == ("x", None, {"y": 0.5})
+    assert set(Registry(path).registrations()) == {"y"}
+    assert Registry(path).retired() == {A}

@@ -1,4 +1,4 @@
-"""`openlora adapters`: list, inspect, verify and remove what a store holds."""
+"""`openlora adapters`: list, inspect, verify, mix and remove what a store holds."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
 from openlora_jax.cli import adapters
-from openlora_jax.errors import BadCheckpoint, UnknownAdapter
+from openlora_jax.errors import BadCheckpoint, InvalidRequest, UnknownAdapter
 from tests.convert.adapter.conftest import CONFIG
 
 Command = Callable[..., str]
@@ -56,6 +56,29 @@ def test_remove(command: Command, store: AdapterStore) -> None:
     assert set(store.registrations()) == {"y"}
     with pytest.raises(UnknownAdapter, match="'x'"):
         command("remove", "x")
+
+
+def test_mixes(command: Command, store: AdapterStore) -> None:
+    assert command("mix", "both=x:0.6,y:-0.4") == "registered both\n"
+    assert "0.6 x + -0.4 y" in command("list")
+    listed = json.loads(command("list", "--json"))
+    assert [row["name"] for row in listed] == ["both", "x", "y"]
+    assert listed[0]["mix"] == {"x": 0.6, "y": -0.4}
+    shown = json.loads(command("inspect", "both", "--json"))
+    assert shown["mix"][1] == {"adapter": "y", "digest": store.resolve("y"), "weight": -0.4}
+    assert store.resolve("y") in command("inspect", "both")
+    with pytest.raises(InvalidRequest, match="'x' is a member of the mix 'both'"):
+        command("remove", "x")
+    command("mix", "both=x:1", "--replace")
+    assert command("verify") == "2 adapters verified\n"
+    assert command("remove", "both") == "removed both\n"
+
+
+@pytest.mark.parametrize("mix", ["both", "both=", "both=x", "both=x:y", "both=:1", "both=x:1,x:2", "both=x:nan"])
+def test_what_is_no_mix(command: Command, mix: str) -> None:
+    with pytest.raises((InvalidRequest, UnknownAdapter)):
+        command("mix", mix)
+    assert len(json.loads(command("list", "--json"))) == 2
 
 
 def test_damage_is_listed_and_fails_the_verification(command: Command, store: AdapterStore) -> None:

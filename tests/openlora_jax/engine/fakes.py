@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from openlora_jax.adapters.mixes import Member
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.engine import Engine
@@ -85,10 +86,10 @@ class LetterTokenizer:
 class FakeStore:
     """Adapter number k has the name `a<k>` and the digest `d<k>`."""
 
-    def resolve(self, name: str) -> str:
+    def members(self, name: str) -> tuple[Member, ...]:
         if not name.startswith("a"):
             raise UnknownAdapter(name)
-        return "d" + name[1:]
+        return (Member(name, "d" + name[1:], 1.0),)
 
 
 @dataclass(eq=False)
@@ -195,6 +196,10 @@ class FakeAdapters:
         assert all(lease.placed and not lease.released for lease in leases)
         for lease in leases:
             lease.placed = False
+
+    def reset(self) -> None:
+        assert not any(lease.placed for lease in self.leases)
+        self.resident, self.content, self.placed_at = {}, {}, {}
 
     def _fresh(self) -> set[str]:
         """What others wait for and has not had its time."""
