@@ -12,7 +12,7 @@ from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.streaming import StoredWeights
 from openlora_jax.model.weights import weight_table
 from openlora_jax.quantization.format import Quantization
-from pallas_kernels.quantized import QuantizedMatrix
+from openlora_jax.quantization.matrix import QuantizedMatrix
 
 
 class ConvertedSource:

@@ -10,7 +10,7 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from openlora_jax.quantization.format import Quantization
-from pallas_kernels.quantized import Int4Matrix, Int8Matrix, QuantizedMatrix
+from openlora_jax.quantization.matrix import Int4Matrix, Int8Matrix, QuantizedMatrix
 
 Bytes = NDArray[np.uint8]
 """Rows as they are in the file."""

@@ -17,9 +17,9 @@ from convert.base.hf_packing import Packing
 from convert.base.source import BLOCK_ELEMENTS, SafetensorsSource
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.quantization.format import Quantization
+from openlora_jax.quantization.matrix import Int4Matrix, QuantizedMatrix, dense
 from openlora_jax.quantization.quantize import packed
 from openlora_jax.safetensors_file import WITH_INTEGERS
-from pallas_kernels.quantized import Int4Matrix, QuantizedMatrix, dense
 
 CODES = 8
 """In a number of 32 bits."""

@@ -16,9 +16,9 @@ from convert.base.gguf_file import GgufFile
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.quantization.format import Quantization
+from openlora_jax.quantization.matrix import QuantizedMatrix
 from openlora_jax.safetensors_file import DTYPES, SafetensorsFile
 from openlora_jax.untrusted import read_json_object
-from pallas_kernels.quantized import QuantizedMatrix
 
 BLOCK_ELEMENTS = 4 << 20
 """Elements of a tensor that are in memory at once, beside the output."""

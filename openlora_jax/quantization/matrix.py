@@ -1,11 +1,13 @@
-"""Which arrays a matrix of some format is."""
+"""Which arrays a matrix of some format is; and what the kernels know of it, for those who know no kernels."""
 
 from typing import Any
 
 import jax
 
 from openlora_jax.quantization.format import Quantization
-from pallas_kernels.quantized import BLOCK, Int4Matrix, Int8Matrix, Nf4Matrix, QuantizedMatrix
+from pallas_kernels.quantized import BLOCK, Int4Matrix, Int8Matrix, Nf4Matrix, QuantizedMatrix, dense
+
+__all__ = ["Int4Matrix", "Int8Matrix", "Nf4Matrix", "QuantizedMatrix", "dense", "described", "problem"]
 
 
 def problem(shape: tuple[int, ...], how: Quantization) -> str | None:
