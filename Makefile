@@ -29,7 +29,7 @@ serve: $(VENV)/ready .cache/adapters ## serve the demo's base model and adapters
 base: $(BASE)/manifest.json ## fetch and convert the base model, SmolLM2-135M-Instruct
 
 test: $(VENV)/ready base ## run the tests; needs no torch
-	$(BIN)/pytest -m "not slow and not examples and not torch and not gpu_compile" $(TESTS)
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not examples and not torch and not gpu_compile" $(TESTS)
 
 test-examples: $(VENV)/ready base ## run the README's examples as a reader would, on the real base model
 	$(BIN)/pytest -m examples tests/test_readme.py

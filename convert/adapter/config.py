@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from openlora_jax.adapters.manifest import MAX_RANK
+from openlora_jax.adapters.manifest import MAX_INVOCATION, MAX_RANK
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.untrusted import read_json_object
 
@@ -31,13 +31,10 @@ _CHANGED_BASE = (
 _PLAIN = "train a plain LoRA, or merge this adapter into its base and convert the result with `openlora convert base`"
 
 REFUSED: Mapping[str, tuple[str, str]] = {
-    "use_dora": ("DoRA", _PLAIN),
-    "lora_bias": ("a bias on lora_B", _PLAIN),
     "modules_to_save": ("a full copy of a module (modules_to_save)", "train LoRA on that module instead"),
     "trainable_token_indices": ("trained token rows", "train LoRA on embed_tokens instead"),
     "target_parameters": ("LoRA on bare parameters (target_parameters)", "target linear modules instead"),
     "use_qalora": ("QALoRA", _PLAIN),
-    "alora_invocation_tokens": ("activated LoRA", "train it without alora_invocation_tokens"),
     "use_bdlora": ("block-diagonal LoRA", _PLAIN),
     "kasa_config": ("KaSA", _PLAIN),
     "arrow_config": ("Arrow routing", "convert the routed adapters one by one"),
@@ -64,6 +61,9 @@ class AdapterConfig(BaseModel):
     r: Rank
     lora_alpha: Alpha
     use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    alora_invocation_tokens: Annotated[list[int], Field(min_length=1, max_length=MAX_INVOCATION)] | None = None
     rank_pattern: Annotated[dict[Pattern, Rank], Field(max_length=MAX_PATTERNS)] = {}
     alpha_pattern: Annotated[dict[Pattern, Alpha], Field(max_length=MAX_PATTERNS)] = {}
     init_lora_weights: bool | str = True
@@ -86,6 +86,7 @@ def read_config(path: Path) -> tuple[AdapterConfig, list[str]]:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc']))[:100]}: {each['msg']}" for each in error.errors()]
         raise BadCheckpoint(path, *problems) from error
+    _refuse_together(path, config)
     _refuse_initialisation(path, str(config.init_lora_weights).lower())
     return config, _warnings(config, fields)
 
@@ -95,7 +96,7 @@ def _refuse_features(path: Path, fields: Mapping[str, Any]) -> None:
     if kind != "LORA":
         raise UnsupportedFeature(path, f"peft_type {str(kind)[:40]}", "only LORA adapters can be served")
     for field, (feature, remedy) in REFUSED.items():
-        if fields.get(field) or (field == "alora_invocation_tokens" and field in fields):
+        if fields.get(field):
             raise UnsupportedFeature(path, f"{feature} ({field})", remedy)
     if fields.get("bias", "none") != "none":
         raise UnsupportedFeature(path, f"bias = {str(fields['bias'])[:40]}", "train it with bias = none")
@@ -105,6 +106,13 @@ def _refuse_features(path: Path, fields: Mapping[str, Any]) -> None:
             raise UnsupportedFeature(
                 path, f"the configuration field {field[:60]!r}", "it may change the maths; remove it if it does not"
             )
+
+
+def _refuse_together(path: Path, config: AdapterConfig) -> None:
+    """What peft refuses, too."""
+    for field, other in (("lora_bias", config.lora_bias), ("alora_invocation_tokens", config.alora_invocation_tokens)):
+        if config.use_dora and other:
+            raise UnsupportedFeature(path, f"DoRA (use_dora) with {field}", "train it with one of the two")
 
 
 def _refuse_initialisation(path: Path, name: str) -> None:

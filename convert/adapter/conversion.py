@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.adapter.base_weights import BaseWeights
 from convert.adapter.config import AdapterConfig, read_config
 from convert.adapter.layers import Layers, find_layers
 from convert.adapter.stack import Stacked, stack_layers
@@ -39,7 +40,11 @@ class Conversion:
 
 
 def convert_adapter(
-    source: Path, base: BaseManifest, dtype: Dtype = "float32", strict_base: bool = False
+    source: Path,
+    base: BaseManifest,
+    dtype: Dtype = "float32",
+    strict_base: bool = False,
+    weights: BaseWeights | None = None,
 ) -> Conversion:
     """Reads and checks a PEFT LoRA checkpoint against a base model.
 
@@ -48,20 +53,23 @@ def convert_adapter(
         base: of the base model that the adapter is for.
         dtype: of the tensors as stored; scales are folded in float32 first.
         strict_base: refuse an adapter whose configuration names another base model, instead of warning.
+        weights: of the base, which DoRA depends on; nothing else reads them.
 
     Raises:
         BadCheckpoint: a file is missing or malformed, tensors do not fit the base or each other, or change nothing.
-        UnsupportedFeature: the adapter is sound, but not the plain LoRA that can be served.
+        UnsupportedFeature: the adapter is sound, but not what can be served.
+        InvalidRequest: a DoRA adapter without `weights`.
     """
-    weights = _weights(source)
+    path = _weights(source)
     config, warnings = read_config(source / CONFIG)
+    invocation = _invocation(source / CONFIG, config, base)
     warnings += _base_name_warnings(source / CONFIG, config, base, strict_base)
-    with SafetensorsFile(weights) as file:
-        layers = find_layers(weights, file.tensors, config, base.config)
-        stacked = stack_layers(file, layers, module_shapes(base.config), dtype)
+    with SafetensorsFile(path) as file:
+        layers = find_layers(path, file.tensors, config, base.config)
+        stacked = stack_layers(file, layers, module_shapes(base.config), dtype, weights)
         total = len(file.tensors)
     warnings += [f"the delta of {module} is zero" for module, norm in stacked.norms.items() if norm == 0]
-    manifest = Manifest(base_digest=base.digest, dtype=dtype, modules=stacked.modules)
+    manifest = Manifest(base_digest=base.digest, dtype=dtype, modules=stacked.modules, invocation_tokens=invocation)
     report = {
         "source": str(source),
         "digest": artifact_digest(manifest, stacked.tensors),
@@ -70,6 +78,7 @@ def convert_adapter(
         "bytes": manifest.nbytes,
         "tensors": {"total": total, "consumed": total - len(layers.ignored), "ignored": layers.ignored},
         "modules": _module_report(layers, stacked),
+        **({"invocation_tokens": invocation} if invocation else {}),
         "warnings": warnings,
     }
     return Conversion(manifest, stacked.tensors, report)
@@ -92,6 +101,16 @@ def _weights(source: Path) -> Path:
     return path
 
 
+def _invocation(path: Path, config: AdapterConfig, base: BaseManifest) -> list[int] | None:
+    """The tokens that invoke it, if it is not active everywhere."""
+    tokens, vocabulary = config.alora_invocation_tokens, base.config.vocab_size
+    if outside := [token for token in tokens or () if not 0 <= token < vocabulary]:
+        raise BadCheckpoint(
+            path, f"alora_invocation_tokens: {outside[0]} is outside the vocabulary, 0..{vocabulary - 1}"
+        )
+    return tokens
+
+
 def _base_name_warnings(path: Path, config: AdapterConfig, base: BaseManifest, strict: bool) -> list[str]:
     named = PurePath(config.base_model_name_or_path or "").name[:100]
     if not named or _QUANTISED.sub("", named.lower()) == _QUANTISED.sub("", base.source.lower()):
@@ -110,6 +129,7 @@ def _module_report(layers: Layers, stacked: Stacked) -> Mapping[str, Any]:
             "layers": len(ranks),
             "ranks": sorted(set(ranks)),
             "pages": size.pages,
+            **({"vector": size.vector} if size.vector else {}),
             "delta_norm": float(np.float32(stacked.norms[module])),
         }
     return report

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.greedy_dual import GreedyDual
+from openlora_jax.adapters.traits import PLAIN, Traits
 from openlora_jax.arrays import AnyArray
 
 AdapterTensors = Mapping[str, NDArray[np.generic]]
-"""An adapter's arrays, scale in B: `MODULE.A` `[layers, pages, 16, d_in]`, `MODULE.B` `[layers, pages, 16, d_out]`."""
+"""An adapter's arrays, `[layers, pages, rows, width]` each; see `PageShape`."""
 
 StagedPages = Mapping[str, Sequence[AnyArray]]
-"""The same, each array page by page as a write takes them: `[layers, 16, width]`."""
+"""The same, each array page by page as a write takes them: `[layers, rows, width]`."""
 
 MAX_LEFT = 1024
 """Adapters that could come back."""
@@ -30,15 +31,17 @@ class HostAdapter:
     """An adapter ready to be written.
 
     Attributes:
-        counts: module name -> how many pages it has.
+        counts: pool -> how many pages it has.
         pages: the pages.
         load_seconds: what it would cost to read it again.
+        traits: how it acts.
         nbytes: of all pages.
     """
 
     counts: Mapping[str, int]
     pages: StagedPages
     load_seconds: float = LOAD_SECONDS
+    traits: Traits = PLAIN
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,7 @@ class HostCache:
         self._adapters: dict[str, HostAdapter] = {}
         self._values = GreedyDual()
         self._held: set[str] = set()
+        self._removed: list[HostAdapter] = []
 
     @property
     def has_room(self) -> bool:
@@ -161,15 +165,21 @@ class HostCache:
             self._remove(digest)
             self._counters.evicted("host", "unload", digest)
 
+    def take_removed(self) -> list[HostAdapter]:
+        """The adapters that left since the last call; their memory is free with the last reference to them."""
+        removed, self._removed = self._removed, []
+        return removed
+
     def _use(self, digest: str, adapter: HostAdapter) -> None:
         self._values.use(digest, self._frequency(digest) * adapter.load_seconds / max(1, adapter.nbytes))
 
     def _remove(self, digest: str) -> None:
-        nbytes = self._adapters.pop(digest).nbytes
-        self.nbytes -= nbytes
+        adapter = self._adapters.pop(digest)
+        self._removed.append(adapter)
+        self.nbytes -= adapter.nbytes
         if digest in self._held:
             self._held.discard(digest)
-            self.held_bytes -= nbytes
+            self.held_bytes -= adapter.nbytes
 
     def _leave(self, digest: str, nbytes: int) -> None:
         self._left[digest] = nbytes

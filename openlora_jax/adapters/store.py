@@ -197,12 +197,16 @@ class AdapterStore:
         if not weights or name in weights:
             raise InvalidRequest("mix", "has itself as a member" if weights else "has no member")
         names = self.names()
-        bases = {member: self.manifest(names.digest(member)).base_digest for member in weights}
-        first = next(iter(bases))
-        for member, base in bases.items():
-            if base != bases[first]:
-                problem = f"{member!r} was converted for base {base[:12]}, and {first!r} for {bases[first][:12]}"
-                raise InvalidRequest("mix", f"{problem}; mix adapters of one base")
+        manifests = {member: self.manifest(names.digest(member)) for member in weights}
+        first = next(iter(manifests))
+        wanted = manifests[first].base_digest
+        for member, manifest in manifests.items():
+            if manifest.base_digest != wanted:
+                bases = f"{manifest.base_digest[:12]}, and {first!r} for {wanted[:12]}"
+                raise InvalidRequest("mix", f"{member!r} was converted for base {bases}; mix adapters of one base")
+            if manifest.traits.gains and dict(weights) != {member: 1.0}:
+                problem = f"{member!r} is a DoRA adapter, whose gain on what the base computes is not linear"
+                raise InvalidRequest("mix", f"{problem}: it answers alone and with the weight 1")
 
     def _check_no_member(self, name: str) -> None:
         users = [mix for mix, each in self.names().mixes.items() if name in each.weights]

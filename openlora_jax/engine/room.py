@@ -18,7 +18,7 @@ class Room:
     Attributes:
         blocks: the KV blocks.
         slots: the free ones, a heap.
-        items: module -> places of the decode step's work list that are taken.
+        items: pool -> places of the decode step's work list that are taken.
         found: prompt tokens whose KV was in memory when their request started.
     """
 
@@ -54,14 +54,20 @@ class Room:
             wanted.update(sequence.items)
         for sequence in without:
             taken.subtract(sequence.items)
-        return all(taken[module] + pages <= self._work_items for module, pages in wanted.items())
+        return all(taken[pool] + pages <= self._work_items for pool, pages in wanted.items())
 
     def misfit(self, live: LiveRequest) -> InvalidRequest | None:
-        """Why a decode step's work list could not hold all samples of a mix even alone."""
+        """Why it can never run: adapters that cannot be mixed, or more than a work list holds for all its samples."""
+        leases = iter(live.leases)
+        for mix in live.request.mixes:
+            for item in mix:
+                if next(leases).traits.gains and (len(mix) > 1 or item.weight != 1):
+                    problem = f"{item.adapter!r} is a DoRA adapter, whose gain on what the base computes is not linear"
+                    return InvalidRequest("mix", f"{problem}: it answers alone and with the weight 1")
         limit, samples = self._work_items, len(live.sequences) // len(live.items)
-        for module, pages in sum(live.items, Counter[str]()).items():
+        for pool, pages in sum(live.items, Counter[str]()).items():
             if pages * samples > limit:
-                problem = f"its adapters have {pages} rank pages of {module}, {pages * samples} for n = {samples}"
+                problem = f"its adapters have {pages} pages of {pool}, {pages * samples} for n = {samples}"
                 return InvalidRequest("mix", f"{problem}; a step takes at most {limit} (configuration work_items)")
         return None
 

@@ -114,6 +114,12 @@ class Scheduler:
             self.waiting = [party for party in self.waiting if sequence not in party]
             self._highest = None
 
+    def forget(self) -> None:
+        """What was in KV blocks and pages is lost, while nobody runs."""
+        self.blocks.forget()
+        for party in self.waiting:
+            self._give_pages_back(party[0].request)
+
     def schedule(self, now: float) -> Schedule:
         """Decides one iteration. Its plans must be dispatched, in order, before the next call."""
         refused: list[tuple[LiveRequest, InvalidRequest]] = []
@@ -139,7 +145,7 @@ class Scheduler:
         barred = reserved = False
         for party in self._policy.order(self.waiting, now):
             live = party[0].request
-            if live.leases and live.pages is None and (barred or (reserved and not live.resident)):
+            if live.leases and live.mixes is None and (barred or (reserved and not live.resident)):
                 continue
             if any(sequence.in_flight for sequence in party):
                 break
@@ -167,7 +173,7 @@ class Scheduler:
 
         def enough(others: list[LiveRequest]) -> bool:
             leases = [lease for other in others for lease in other.leases]
-            pages = live.pages is not None or self._adapters.fits(live.leases, leases)
+            pages = live.mixes is not None or self._adapters.fits(live.leases, leases)
             return pages and self.room.fits(party, running, _rows(others))
 
         if self.room.fits(party, running) and self._place(live, urgent=self._policy.urgent(live)):
@@ -176,7 +182,7 @@ class Scheduler:
 
     def _place(self, live: LiveRequest, *, urgent: bool) -> bool:
         """Whether the request's adapters have their pages on the device, now if not before."""
-        if live.pages is None:
+        if live.mixes is None:
             if not self._adapters.place(*live.leases, urgent=urgent):
                 return False
             live.hold_pages()
@@ -209,7 +215,7 @@ class Scheduler:
         level = self._policy.level(live)
         for party in reversed(self.waiting):
             other = party[0].request
-            if other.pages is not None and not other.num_running and self._policy.level(other) < level:
+            if other.mixes is not None and not other.num_running and self._policy.level(other) < level:
                 yield other
         for other in dict.fromkeys(sequence.request for sequence in reversed(self.running)):
             if _level(other) < level and self._may_start_over(other):
@@ -230,7 +236,10 @@ class Scheduler:
         whole = len(rows) == len(live.sequences) and not any(sequence.num_output for sequence in rows)
         for party in [tuple(rows)] if whole else dict.fromkeys(sequence.gang for sequence in rows):
             self._wait(party)
-        if live.pages is not None:
+        self._give_pages_back(live)
+
+    def _give_pages_back(self, live: LiveRequest) -> None:
+        if live.mixes is not None:
             self._adapters.displace(*live.leases)
             live.give_pages_back()
 

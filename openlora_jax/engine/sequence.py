@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from openlora_jax.adapters.pages import AdapterPages
+from openlora_jax.adapters.traits import Traits
 from openlora_jax.engine.plan import Tile
 from openlora_jax.engine.request import Ensemble, GenerateRequest, MixItem, ScoreRequest, Timings
 from openlora_jax.engine.row_sampling import RowSampling
@@ -23,6 +24,7 @@ class Lease(Protocol):
     Attributes:
         digest: of the adapter's content.
         pages: where it is on the device; valid once it was placed.
+        traits: how it acts; valid once it was placed.
         ready: it is in host memory or on the device.
         resident: it is on the device.
         error: why it cannot be served; None while it loads and when it is ready.
@@ -32,6 +34,8 @@ class Lease(Protocol):
     def digest(self) -> str: ...
     @property
     def pages(self) -> AdapterPages: ...
+    @property
+    def traits(self) -> Traits: ...
     @property
     def ready(self) -> bool: ...
     @property
@@ -72,9 +76,29 @@ class Adapters(Protocol):
     def displace(self, *leases: Any) -> None:
         """Takes the device's pages back from placed leases, which wait from now on. Engine thread only."""
 
+    def reset(self) -> None:
+        """All that was on the device is lost, while no lease is placed: whoever waits for it waits for it anew.
 
-MixPages = tuple[tuple[AdapterPages, float], ...]
-"""Pages and weight of each adapter of a mix."""
+        Engine thread only.
+        """
+
+
+class Placed(NamedTuple):
+    """An adapter of a mix, on the device.
+
+    Attributes:
+        begin: the position from which it acts; None if it never does.
+    """
+
+    digest: str
+    pages: AdapterPages
+    weight: float
+    begin: int | None
+
+    @classmethod
+    def of(cls, lease: Lease, weight: float, prompt: Iterable[int]) -> "Placed":
+        return cls(lease.digest, lease.pages, weight, lease.traits.begin(tuple(prompt)))
+
 
 Rank = tuple[int, float, int]
 """A place among the running: class, higher ones negative, deadline, order of arrival."""
@@ -88,8 +112,8 @@ class LiveRequest:
         order: of arrival; the smaller, the older.
         seed: of its samples.
         leases: one for each adapter of its mixes, in their order.
-        pages: of each of its mixes, pages and weight of each adapter, once all are on the device; None before.
-        items: of each of its mixes, module -> rank pages, which are its work list items in one tile.
+        mixes: of the rows that make one sample, the adapters, once all are on the device; None before.
+        items: of each of these, pool -> pages, which are its work list items in one tile, at most.
         sequences: the rows of `n` samples, or the one text to score.
         submitted, ready, started, answered: monotonic seconds of the submission, the adapters in host memory, the
             start, and the first result.
@@ -106,7 +130,7 @@ class LiveRequest:
     seed: int = 0
     leases: list[Lease] = field(default_factory=list)
     sequences: "list[Sequence]" = field(default_factory=list)
-    pages: tuple[MixPages, ...] | None = None
+    mixes: "tuple[tuple[Placed, ...], ...] | None" = None
     items: "tuple[Counter[str], ...]" = ()
     ready: float | None = None
     started: float | None = None
@@ -126,18 +150,22 @@ class LiveRequest:
         self.blocked = None
 
     def hold_pages(self) -> None:
-        """Its leases were placed: notes where the pages are."""
-        self.pages = tuple(tuple((lease.pages, weight) for lease, weight in mix) for mix in self.mixes)
-        self.items = tuple(map(_items, self.pages))
+        """Its leases were placed: notes where the pages are, and from where on they act."""
+        leases = iter(self.leases)
+        self.mixes = tuple(
+            tuple(Placed.of(next(leases), item.weight, self.request.prompt_ids) for item in mix)
+            for mix in self.request.mixes
+        )
+        self.items = tuple(map(_items, self.mixes))
 
     def give_pages_back(self) -> None:
         """Its leases were displaced."""
-        self.pages, self.items = None, ()
+        self.mixes, self.items = None, ()
 
     @property
     def resident(self) -> bool:
         """Whether its adapters are on the device."""
-        return self.pages is not None or all(lease.resident for lease in self.leases)
+        return self.mixes is not None or all(lease.resident for lease in self.leases)
 
     @property
     def num_running(self) -> int:
@@ -151,12 +179,6 @@ class LiveRequest:
             return len(first.tokens)
         prompts = first.prompt_len * len(self.request.mixes)
         return prompts + output_weight * sum(sequence.num_output for sequence in self.sequences)
-
-    @property
-    def mixes(self) -> tuple[tuple[tuple[Lease, float], ...], ...]:
-        """Of the rows that make one sample: lease and weight of each adapter."""
-        leases = iter(self.leases)
-        return tuple(tuple((next(leases), item.weight) for item in mix) for mix in self.request.mixes)
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -274,13 +296,13 @@ class Sequence:
         return request.ensemble if isinstance(request, GenerateRequest) else None
 
     @property
-    def pages(self) -> MixPages:
-        """Of its mix."""
-        return self.request.pages[self.member] if self.request.pages else ()
+    def mix(self) -> tuple[Placed, ...]:
+        """Its own of the request's mixes, once they are on the device."""
+        return self.request.mixes[self.member] if self.request.mixes else ()
 
     @property
     def items(self) -> Mapping[str, int]:
-        """Work list items in one tile, by module, once its adapters are on the device."""
+        """Work list items in one tile, by pool, once its adapters are on the device."""
         return self.request.items[self.member]
 
     @property
@@ -326,8 +348,12 @@ class Sequence:
         return self.guarded if forbidden else self.sampling
 
     def take_chunk_tile(self, size: int) -> Tile:
-        """The next tile of known tokens, `size` at most, which counts as dispatched from now on."""
-        start, end = self.computed, min(self.computed + size, self.known)
+        """The next tile of known tokens, `size` at most, which counts as dispatched from now on.
+
+        It ends before a multiple of `size`, so within one KV block, and where another member of the mix begins to act.
+        """
+        start = self.computed
+        end = self._same_mix(start, min(start - start % size + size, self.known))
         scored = self.params is None and end >= self.prompt_len
         self.in_flight += scored
         sampling = self.next_row() if end == self.known and not self.ensemble else None
@@ -340,7 +366,7 @@ class Sequence:
             start=start,
             tokens=tuple(self.tokens[start:end]),
             blocks=tuple(self.blocks),
-            pages=self.pages,
+            pages=self._acting(start),
             sampling=sampling,
             targets=tuple(self.tokens[start + 1 : end + 1]) if scored else None,
         )
@@ -352,7 +378,7 @@ class Sequence:
             start=self.computed,
             tokens=None,
             blocks=tuple(self.blocks),
-            pages=self.pages,
+            pages=self._acting(self.computed),
             sampling=self.next_row(),
             ensemble=self.ensemble,
             member=self.member,
@@ -360,6 +386,16 @@ class Sequence:
         self.computed += 1
         self.in_flight += 1
         return tile
+
+    def _acting(self, position: int) -> tuple[tuple[AdapterPages, float], ...]:
+        """Pages and weight of each member of its mix that acts on the token at a position."""
+        return tuple(
+            (each.pages, each.weight) for each in self.mix if each.begin is not None and each.begin <= position
+        )
+
+    def _same_mix(self, start: int, end: int) -> int:
+        """How far, to `end` at most, those that act on the token at `start` act alone."""
+        return min([end, *(each.begin for each in self.mix if each.begin is not None and each.begin > start)])
 
     @property
     def row(self) -> int:
@@ -373,10 +409,10 @@ Party = tuple[Sequence, ...]
 """Sequences of one request that start together; of a gang all."""
 
 
-def _items(mix: MixPages) -> "Counter[str]":
+def _items(mix: Iterable[Placed]) -> "Counter[str]":
     items = Counter[str]()
-    for pages, _ in mix:
-        items.update({module: len(ids) for module, ids in pages.items()})
+    for member in mix:
+        items.update({pool: len(ids) for pool, ids in member.pages.items()})
     return items
 
 

@@ -3,13 +3,11 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,7 +68,7 @@ def error(got: Array, due: np.ndarray[Any, np.dtype[np.float64]]) -> float:
         (kernel, Shape(tokens=32, dtype="float32", widths=(24, 40))),
         (kernel_in_place, Shape(tokens=128, width=72)),
     ],
-    ids=str,
+    ids=["apart", "in place and narrow", "apart in prefill", "in place in prefill"],
 )
 @settings(deadline=None, max_examples=8)
 @given(lengths=st.tuples(*[st.sampled_from(LENGTHS)] * 3), seed=st.integers(0, 99))
@@ -105,18 +103,23 @@ BROKEN = {
 }
 
 
-@each_form
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_list_reads_nothing_outside(lora: Lora, kind: str) -> None:
+def broken_runs(kind: str) -> tuple[WorkList, Runs]:
+    """A broken list, and the items of its tiles that count."""
     whole = work_list([[(1, 1.0), (2, 1.0)], [(3, 1.0), (4, 0.5), (5, 1.0)], [(0, 1.0)] * 7], capacity=12)
     broken = BROKEN[kind](whole)
     start, page, scale = (np.asarray(field)[0] for field in (broken.start, broken.page, broken.scale))
-    runs = [
+    return broken, [
         [(int(page[n]), float(scale[n])) for n in range(max(first, 0), min(end, 12)) if 0 <= page[n] < PAGES]
         for first, end in itertools.pairwise(start)
     ]
+
+
+@each_form
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_list_reads_nothing_outside(lora: Lora, kind: str) -> None:
+    work, runs = broken_runs(kind)
     x, y, pools = operands(3, 1, seed=6)
-    added = add(lora, (x, y, pools), 1, broken)
+    added = add(lora, (x, y, pools), 1, work)
     assert error(added, expected(runs, 1, x, y, *pools[0])) < ERRORS["float32"]
 
 
@@ -270,14 +273,6 @@ def call(**of: Any) -> None:
 
 def test_what_is_served_is_not_refused() -> None:
     call(**changed())
-
-
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """Without the type checks that only tests have: they see some of it first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("untyped")

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.mixes import MAX_MIX
 from openlora_jax.adapters.registry import Names, Registration, Registry
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
+from openlora_jax.adapters.traits import Traits
 from openlora_jax.errors import AdapterExists, BadCheckpoint, InvalidRequest, UnknownAdapter
 from tests.openlora_jax.tiny import MODEL
 
@@ -120,3 +122,11 @@ def test_names_of_two_stores(store: AdapterStore) -> None:
     assert both.adapters == {"a": here, "x": here, "b": there}
     assert both.mixes == {"m": mix, "y": mix}
     assert [member.digest for member in both.members("m")] == [here.digest], "a member's name is looked up here first"
+
+
+def test_a_dora_adapter_is_in_no_sum(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Manifest, "traits", Traits(gains=True))
+    for weights in ({"a": 0.5, "b": 0.5}, {"a": 0.5}):
+        with pytest.raises(InvalidRequest, match=r"'a' is a DoRA adapter, whose gain .* is not linear"):
+            store.mix("m", weights)
+    store.mix("alias", {"a": 1.0})

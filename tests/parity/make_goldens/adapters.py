@@ -77,6 +77,12 @@ def _randomise(module: LoraLayer, *, trains_a: bool) -> None:
     trained.copy_(torch.randn(trained.shape))
     wanted = RELATIVE_SIZE * module.get_base_layer().weight.norm()
     trained.mul_(wanted / module.get_delta_weight("default").norm())
+    if "default" in module.lora_magnitude_vector:
+        magnitude = module.lora_magnitude_vector["default"].weight
+        magnitude.mul_(1 + 0.3 * torch.randn(magnitude.shape))
+    if module.lora_bias["default"]:
+        bias = module.lora_B["default"].bias
+        bias.copy_(0.3 * torch.randn(bias.shape))
 
 
 def _rewrite_tensors(path: Path, case: AdapterCase) -> None:

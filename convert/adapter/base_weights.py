@@ -1,0 +1,51 @@
+"""The weights that an adapter's modules change, for what depends on both: one read at a time, and none without need."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from openlora_jax.adapters.factors import F32
+from openlora_jax.adapters.modules import module_name
+from openlora_jax.model.checkpoint import BaseManifest
+from openlora_jax.model.streaming import StoredWeights
+from openlora_jax.model.weights import weight_table
+
+
+class BaseWeights:
+    """Of the base model that an adapter is converted for."""
+
+    def __init__(self, base: Path, manifest: BaseManifest) -> None:
+        """`manifest` is that of the directory `base`."""
+        self._base = base
+        self._config = manifest.config
+
+    def product(self, module: str, layer: int) -> F32:
+        """The weight `[out, in]` of a linear module, `[vocabulary, width]` of the embedding. Raises BadCheckpoint."""
+        name = f"{module_name(module, layer)}.weight"
+        tied = module == "lm_head" and name not in self._rows
+        return self._read(f"{module_name('embed_tokens', 0)}.weight" if tied else name)
+
+    def bias(self, module: str, layer: int) -> F32 | None:
+        """What the base adds to the module's product, if anything. Raises BadCheckpoint."""
+        name = f"{module_name(module, layer)}.bias"
+        return self._read(name) if name in self._rows else None
+
+    @cached_property
+    def _stored(self) -> StoredWeights:
+        return StoredWeights(self._base, self._config)
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[str, slice]]:
+        """Where each Hugging Face tensor is: a weight's name, and its rows of it."""
+        rows: dict[str, tuple[str, slice]] = {}
+        for weight_name, weight in weight_table(self._config).items():
+            first = 0
+            for name, count in weight.sources:
+                rows[name] = weight_name, slice(first, first + count)
+                first += count
+        return rows
+
+    def _read(self, name: str) -> F32:
+        weight_name, rows = self._rows[name]
+        return np.asarray(self._stored.read(weight_name)[rows], np.float32)
