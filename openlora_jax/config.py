@@ -10,7 +10,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from openlora_jax.errors import InvalidConfig
 
-BackendName = Literal["auto", "cpu", "cuda", "tpu", "interpret"]
+BackendName = Literal["auto", "cpu", "cuda", "mosaic", "tpu", "interpret"]
 Dtype = Literal["float32", "bfloat16"]
 """Of weights and adapters, on disk and on the device."""
 Positive = Annotated[int, Field(ge=1)]

@@ -6,7 +6,6 @@ one of the two and not of the other. Counts that a configuration sets are what t
 which lacked nothing holds the same, so that its programs need not be compiled again.
 """
 
-import math
 import os
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import blocks_for
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.model.config import ModelConfig
-from openlora_jax.model.weights import weight_table
+from openlora_jax.model.stored import weight_bytes
 from openlora_jax.observed import Observed, Planned
 
 SLACK = 5 / 4
@@ -139,7 +138,7 @@ class Sizes:
         itemsize = 4 if engine.dtype == "float32" else 2
         seen = observed.activations if observed else None
         return cls(
-            weights=itemsize * sum(math.prod(weight.shape) for weight in weight_table(model).values()),
+            weights=weight_bytes(model, engine.dtype),
             sampler=(engine.max_rows + 1) * model.vocab_size * (np.dtype("i4").itemsize + np.dtype("f4").itemsize + 1),
             activations=_activations(engine, model) if seen is None else int(SLACK * seen),
             block=itemsize * engine.kv_block * 2 * model.num_layers * model.kv_size,

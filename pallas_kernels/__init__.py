@@ -1,7 +1,7 @@
 """Kernels and their references: arrays in, arrays out; no models, no adapters, no state.
 
 One op, one folder, fixed file names: `reference.py` (plain jnp, the oracle), `xla.py` (what runs on a CPU),
-`pallas_triton.py` (on an NVIDIA GPU), `config.py` and `shapes.py` (its sizes, and what it checks).
+`pallas_triton.py` and `mosaic_gpu.py` (on NVIDIA GPUs), `config.py` and `shapes.py` (their sizes and checks).
 
 The axis alphabet of the whole project:
 

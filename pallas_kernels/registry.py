@@ -8,6 +8,8 @@ from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax import Array
+from jaxtyping import Float
 
 from pallas_kernels.affine import pallas_triton as affine_triton
 from pallas_kernels.affine import xla as affine_xla
@@ -15,7 +17,7 @@ from pallas_kernels.affine.api import Affine
 from pallas_kernels.kv_write import reference as kv_write_reference
 from pallas_kernels.kv_write import xla as kv_write_xla
 from pallas_kernels.kv_write.api import KvWrite
-from pallas_kernels.layers import OverLayers, rolled, unrolled
+from pallas_kernels.layers import LayerIndex, OverLayers, rolled, unrolled
 from pallas_kernels.linear import reference as linear_reference
 from pallas_kernels.linear import xla as linear_xla
 from pallas_kernels.linear.api import Linear
@@ -25,6 +27,12 @@ from pallas_kernels.lora.api import EmbeddingLora, Lora
 from pallas_kernels.paged_attention import pallas_triton as paged_attention_triton
 from pallas_kernels.paged_attention import xla as paged_attention_xla
 from pallas_kernels.paged_attention.api import PagedAttention
+from pallas_kernels.quantized import Matrix, QuantizedMatrix
+from pallas_kernels.quantized_linear import pallas_triton as quantized_linear_triton
+from pallas_kernels.quantized_linear import reference as quantized_linear_reference
+from pallas_kernels.quantized_linear import xla as quantized_linear_xla
+from pallas_kernels.quantized_linear.api import QuantizedLinear
+from pallas_kernels.quantized_linear.layers import QuantizedLayers, separate, stacked
 from pallas_kernels.shortcut import Shortcut, declined, taken
 from pallas_kernels.threshold import pallas_triton as threshold_triton
 from pallas_kernels.threshold import xla as threshold_xla
@@ -32,11 +40,18 @@ from pallas_kernels.threshold.api import Threshold
 from pallas_kernels.top_k import xla as top_k_xla
 from pallas_kernels.top_k.api import TopK
 
-PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu", "interpret": "cpu"}
-"""Backend -> JAX's name of the device that it computes on."""
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "mosaic": "gpu", "tpu": "tpu", "interpret": "cpu"}
+"""Backend -> JAX's name of the device that it computes on. `auto` takes the first that fits."""
 
-LEAST_CAPABILITY = 8
-"""Ampere: the first with tensor cores for bfloat16."""
+LIKE = {"mosaic": "cuda"}
+"""Backend -> the one whose ops it has where the table says nothing of it."""
+
+IMPORTS = {"interpret": "jax.experimental.pallas.tpu", "mosaic": "pallas_kernels.lora.mosaic_gpu"}
+"""Backend -> what its first kernel would import. In JAX 0.12 that changes what compiled programs are looked up by: the
+program that was first would be compiled again, in front of a request. Others need not wait for it at their start."""
+
+AMPERE, HOPPER = 8, 9
+"""Compute capabilities: the first with tensor cores for bfloat16, and the first that Mosaic was made for."""
 
 
 @runtime_checkable
@@ -70,6 +85,7 @@ class Ops:
 
     Attributes:
         backend: whose they are, never `auto`.
+        linear: takes quantised weights too, and gives them to `quantized_linear`.
         chosen: op -> its implementation.
     """
 
@@ -77,6 +93,8 @@ class Ops:
     over_layers: OverLayers
     shortcut: Shortcut
     linear: Linear
+    quantized_linear: QuantizedLinear
+    quantized_layers: QuantizedLayers
     affine: Affine
     lora: Lora
     embedding_lora: EmbeddingLora
@@ -93,13 +111,21 @@ def implementations(backend: str) -> Ops:
     Raises:
         KeyError: there is no such backend.
     """
-    chosen = {op: by_backend[backend] for op, by_backend in TABLE.items()}
-    if backend == "interpret":
-        # The first kernel would import it, which in JAX 0.12 changes what compiled programs are looked up by: the
-        # program that was first would be compiled again, in front of a request.
-        import_module("jax.experimental.pallas.tpu")
+    chosen = {op: by_backend.get(backend) or by_backend[LIKE[backend]] for op, by_backend in TABLE.items()}
+    if backend in IMPORTS:
+        import_module(IMPORTS[backend])
     functions: dict[str, Any] = {op: implementation.function for op, implementation in chosen.items()}
+    functions["linear"] = _of_either(functions["linear"], functions["quantized_linear"])
     return Ops(backend=backend, chosen=chosen, **functions)
+
+
+def _of_either(plain: Linear, quantized: QuantizedLinear) -> Linear:
+    def linear(x: Float[Array, "T L I"], weights: tuple[Matrix, ...], layer: LayerIndex) -> Float[Array, "T L O"]:
+        of_weights: Any = quantized if isinstance(weights[0], QuantizedMatrix) else plain
+        y: Array = of_weights(x, weights, layer)
+        return y
+
+    return linear
 
 
 def resolve(backend: str) -> Ops:
@@ -132,19 +158,34 @@ def _refusal(backend: str, implementation: Implementation, device: Device) -> st
     return implementation.declines(device)
 
 
-def _needs_tensor_cores(device: Device) -> str | None:
-    """Why the Triton kernels cannot run on a GPU. Ones that are not NVIDIA's have no compute capability like theirs."""
-    capability = str(getattr(device, "compute_capability", ""))
-    major = capability.split(".")[0]
-    if major.isdecimal() and int(major) >= LEAST_CAPABILITY:
-        return None
-    return f"needs an NVIDIA GPU of compute capability {LEAST_CAPABILITY}.0 or newer; this one's is {capability or '?'}"
+def _needs(least: int) -> Callable[[Device], str | None]:
+    """Why a kernel cannot run on a GPU. Ones that are not NVIDIA's have no compute capability like theirs."""
+
+    def declines(device: Device) -> str | None:
+        capability = str(getattr(device, "compute_capability", ""))
+        major = capability.split(".")[0]
+        if major.isdecimal() and int(major) >= least:
+            return None
+        return f"needs an NVIDIA GPU of compute capability {least}.0 or newer; this one's is {capability or '?'}"
+
+    return declines
+
+
+def _lora_mosaic(*operands: Any) -> jax.Array:
+    from pallas_kernels.lora import mosaic_gpu
+
+    return mosaic_gpu.lora(*operands)
 
 
 _ROLLED = Implementation("rolled", rolled, "one body for all layers compiles in seconds")
 _UNROLLED = Implementation("unrolled", unrolled, "each layer's weights are known when compiled: no copy, no branch")
 _FEATURE_MAJOR = Implementation("xla", linear_xla.linear, "feature-major products, twice as fast here at few rows")
 _PLAIN = Implementation("reference", linear_reference.linear, "XLA's own product, which a kernel would have to beat")
+_NUMBERS = Implementation(
+    "reference", quantized_linear_reference.linear, "XLA makes the numbers in memory, then multiplies"
+)
+_STACKED = Implementation("stacked", stacked, "slices of one array fuse into the sums of one body for all layers")
+_SEPARATE = Implementation("separate", separate, "each layer's matrices are known when compiled")
 _SLICES = Implementation("xla", kv_write_xla.kv_write, "one slice update a tile, in place; a scatter goes by element")
 _SCATTER = Implementation("reference", kv_write_reference.kv_write, "one scatter for all tiles, in place")
 _STORES = Implementation(
@@ -165,11 +206,29 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
     "over_layers": {"cpu": _ROLLED, "interpret": _ROLLED, "cuda": _UNROLLED, "tpu": _UNROLLED},
     "shortcut": {"cpu": _TAKEN, "interpret": _TAKEN, "cuda": _DECLINED, "tpu": _TAKEN},
     "linear": {"cpu": _FEATURE_MAJOR, "interpret": _FEATURE_MAJOR, "cuda": _PLAIN, "tpu": _PLAIN},
+    "quantized_linear": {
+        "cpu": Implementation(
+            "xla",
+            quantized_linear_xla.linear,
+            "one row summed code by code, more multiplied block by block in the cache",
+        ),
+        "interpret": Implementation(
+            "pallas_triton", partial(quantized_linear_triton.linear, interpret=True), _INTERPRETED
+        ),
+        "cuda": Implementation(
+            "pallas_triton",
+            quantized_linear_triton.linear,
+            "codes become numbers in registers; XLA would write them to memory and read them again",
+            _needs(AMPERE),
+        ),
+        "tpu": _NUMBERS,
+    },
+    "quantized_layers": {"cpu": _STACKED, "interpret": _SEPARATE, "cuda": _SEPARATE, "tpu": _SEPARATE},
     "affine": {
         "cpu": _VECTORS,
         "interpret": Implementation("pallas_triton", partial(affine_triton.affine, interpret=True), _INTERPRETED),
         "cuda": Implementation(
-            "pallas_triton", affine_triton.affine, "in place, where a tile has items at all", _needs_tensor_cores
+            "pallas_triton", affine_triton.affine, "in place, where a tile has items at all", _needs(AMPERE)
         ),
         "tpu": _VECTORS,
     },
@@ -180,7 +239,13 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             "pallas_triton",
             lora_triton.lora,
             "one launch for all modules that share an input; pages read where they lie",
-            _needs_tensor_cores,
+            _needs(AMPERE),
+        ),
+        "mosaic": Implementation(
+            "mosaic_gpu",
+            _lora_mosaic,
+            "the same by Mosaic for decode, on plain cores; never timed against Triton's, which has prefill",
+            _needs(HOPPER),
         ),
         "tpu": _ITEMS,
     },
@@ -188,7 +253,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
         "cpu": _COLUMNS,
         "interpret": Implementation("pallas_triton", partial(lora_triton.embedding_lora, interpret=True), _INTERPRETED),
         "cuda": Implementation(
-            "pallas_triton", lora_triton.embedding_lora, "one launch that looks up columns of A", _needs_tensor_cores
+            "pallas_triton", lora_triton.embedding_lora, "one launch that looks up columns of A", _needs(AMPERE)
         ),
         "tpu": _COLUMNS,
     },
@@ -202,7 +267,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             "pallas_triton",
             paged_attention_triton.paged_attention,
             "one kernel for decode and prefill that reads the stacked cache through the block tables",
-            _needs_tensor_cores,
+            _needs(AMPERE),
         ),
         "tpu": _BLOCKS,
     },
@@ -214,7 +279,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             "pallas_triton",
             threshold_triton.threshold,
             "loops inside of a kernel, as long as each row takes, without asking the host",
-            _needs_tensor_cores,
+            _needs(AMPERE),
         ),
         "tpu": _HALVING,
     },

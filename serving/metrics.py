@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from openlora_jax.engine.request import Timings
+from openlora_jax.engine.scheduling_params import Priority
 from openlora_jax.errors import InvalidConfig
 from serving import readings
 from serving.engine import LLM
@@ -37,6 +38,9 @@ class Metrics(Collector):
         self.registry.register(self)
         self._calls = Counter(
             "openlora_calls", "Calls that ended, by gRPC status.", ("method", "code"), registry=self.registry
+        )
+        self._requests = Counter(
+            "openlora_requests", "Requests that were admitted, by class.", ("priority",), registry=self.registry
         )
         self._seconds = Histogram(
             "openlora_request_seconds",
@@ -67,6 +71,10 @@ class Metrics(Collector):
     def called(self, method: str, code: str) -> None:
         """A call has ended with a status."""
         self._calls.labels(method, code).inc()
+
+    def admitted(self, priority: Priority) -> None:
+        """A request of this class waits or runs."""
+        self._requests.labels(priority).inc()
 
     def answered(self, timings: Timings) -> None:
         """A request has got its whole answer."""

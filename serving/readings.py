@@ -36,6 +36,11 @@ def _engine(llm: LLM) -> Iterator[Metric]:
     yield GaugeMetricFamily("openlora_running_sequences", "Sequences in the batch.", value=stats.running)
     yield GaugeMetricFamily("openlora_waiting_requests", "Requests that have not started.", value=stats.waiting)
     yield CounterMetricFamily("openlora_generated_tokens", "Tokens delivered.", value=stats.generated_tokens)
+    yield CounterMetricFamily(
+        "openlora_cached_prompt_tokens",
+        "Tokens of prompts whose KV was in memory when their requests started.",
+        value=stats.cached_tokens,
+    )
     yield CounterMetricFamily("openlora_steps", "Iterations of the engine that dispatched work.", value=stats.steps)
     yield CounterMetricFamily(
         "openlora_preemptions", "Sequences that gave up their KV blocks to be recomputed.", value=stats.preemptions

@@ -5,6 +5,7 @@ holds for every caller (vocabulary, context length, weights) the engine checks.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from openlora_jax import inputs
 from openlora_jax.adapters.mixes import MAX_MIX
@@ -28,14 +29,7 @@ def generate_input(request: pb.GenerateRequest, max_len: int) -> GenerateInput:
     Raises:
         InvalidRequest: names the field.
     """
-    params = sampling_params(request.sampling)
-    return GenerateInput(
-        prompt=prompt(request.prompt, max_len),
-        params=params,
-        mix=mix(request),
-        extra={},
-        scheduling=scheduling_params(request.scheduling),
-    )
+    return GenerateInput(params=sampling_params(request.sampling), **_common(request, max_len))
 
 
 def score_input(request: pb.ScoreRequest, max_len: int) -> ScoreInput:
@@ -52,13 +46,17 @@ def score_input(request: pb.ScoreRequest, max_len: int) -> ScoreInput:
             completion = _ids(request.completion_ids, "completion_ids", max_len)
         case _:
             raise InvalidRequest("completion", "is missing; give completion or completion_ids")
-    return ScoreInput(
-        prompt=prompt(request.prompt, max_len),
-        completion=completion,
-        mix=mix(request),
-        extra={},
-        scheduling=scheduling_params(request.scheduling),
-    )
+    return ScoreInput(completion=completion, **_common(request, max_len))
+
+
+def _common(request: pb.GenerateRequest | pb.ScoreRequest, max_len: int) -> dict[str, Any]:
+    """What both kinds have."""
+    return {
+        "prompt": prompt(request.prompt, max_len),
+        "mix": mix(request),
+        "extra": {},
+        "scheduling": scheduling_params(request.scheduling),
+    }
 
 
 def sampling_params(message: pb.SamplingParams) -> SamplingParams:

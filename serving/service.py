@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from openlora_jax import __version__
 from openlora_jax.engine.request import Delta, Finished, GenerateRequest, Scored, ScoreRequest
 from openlora_jax.errors import Overloaded
+from openlora_jax.inputs import Tokenizer
 from serving import catalog, requests, responses
 from serving.call import Call, Gate, rpc
 from serving.engine import LLM, EventStream
@@ -21,6 +23,17 @@ from serving.proto import openlora_pb2 as pb
 
 LOAD_THREADS = 4
 """LoadAdapter calls that wait for their adapter at the same time; further ones queue."""
+
+
+Message = TypeVar("Message")
+Request = TypeVar("Request", GenerateRequest, ScoreRequest)
+Made = TypeVar("Made", covariant=True)
+
+
+class Input(Protocol[Made]):
+    """What a message asks for, not tokenised yet."""
+
+    def request(self, tokenizer: Tokenizer) -> Made: ...
 
 
 class OpenLoraService:
@@ -36,7 +49,7 @@ class OpenLoraService:
 
     @rpc
     async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
-        generate = await _generate_request(request, call)
+        generate = await _tokenised(requests.generate_input, request, call)
         outputs = [pb.Output() for _ in range(generate.params.n)]
         with _submitted(generate, call) as stream:
             async for event in stream:
@@ -49,7 +62,7 @@ class OpenLoraService:
 
     @rpc
     async def GenerateStream(self, request: pb.GenerateRequest, call: Call) -> None:
-        generate = await _generate_request(request, call)
+        generate = await _tokenised(requests.generate_input, request, call)
         with _submitted(generate, call) as stream:
             async for event in stream:
                 match event:
@@ -61,7 +74,7 @@ class OpenLoraService:
 
     @rpc
     async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
-        score = await _score_request(request, call)
+        score = await _tokenised(requests.score_input, request, call)
         with _submitted(score, call) as stream:
             async for event in stream:
                 if isinstance(event, Scored):
@@ -123,6 +136,7 @@ def _submitted(request: GenerateRequest | ScoreRequest, call: Call) -> Iterator[
     call.facts["adapters"] = [item.adapter for item in request.mix]
     stream = call.llm.engine.submit(request)
     try:
+        call.metrics.admitted(request.scheduling.priority)
         yield stream
     finally:
         stream.cancel()
@@ -134,18 +148,11 @@ def _refuse_if_full(llm: LLM) -> None:
         raise Overloaded("waiting requests", llm.config.max_queue)
 
 
-async def _generate_request(request: pb.GenerateRequest, call: Call) -> GenerateRequest:
+async def _tokenised(make: Callable[[Message, int], Input[Request]], request: Message, call: Call) -> Request:
+    """The engine's form of a request, made without holding the others up."""
     _refuse_if_full(call.llm)
-    work = requests.generate_input(request, call.llm.config.max_model_len)
-    generate = await asyncio.to_thread(work.request, call.llm.tokenizer)
-    return replace(generate, deadline=call.deadline)
-
-
-async def _score_request(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
-    _refuse_if_full(call.llm)
-    work = requests.score_input(request, call.llm.config.max_model_len)
-    score = await asyncio.to_thread(work.request, call.llm.tokenizer)
-    return replace(score, deadline=call.deadline)
+    work = make(request, call.llm.config.max_model_len)
+    return replace(await asyncio.to_thread(work.request, call.llm.tokenizer), deadline=call.deadline)
 
 
 def _finished(event: Finished, call: Call) -> pb.Finished:

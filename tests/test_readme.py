@@ -19,7 +19,7 @@ from convert.adapter import convert_adapter
 from convert.base.hf_config import read_hf_config
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.demo.display import label
-from openlora_jax.demo.prompts import PROMPTS
+from openlora_jax.demo.prompts import PROMPTS, SLIDER
 from openlora_jax.model.checkpoint import BaseManifest
 from serving.config import ServerConfig
 from tests.convert.base.checkpoints import CONFIG, hf_tensors, write_hf
@@ -146,7 +146,7 @@ def test_what_make_demo_runs(clone: Path) -> None:
     assert command.split()[1:] == _recipe("demo").split()[1:]
     printed = Reader(clone, ADDRESS).run(Block("sh", command))
     answers = re.findall(r"^\[(.+)\] .*\n(?:.*\S.*\n)+", printed, re.MULTILINE)
-    assert answers == [label(prompt.adapters) for prompt in PROMPTS]
+    assert answers == [label(prompt.adapters) for prompt in PROMPTS + SLIDER]
 
 
 def _recipe(target: str) -> str:

@@ -13,7 +13,8 @@ ready waits for nothing but pages that running requests give back.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count, takewhile
 from math import inf
 
@@ -109,8 +110,11 @@ class AdapterCache:
         Returns:
             True when all are placed: they stay where they are until released. False when one is not loaded, has failed,
             or there is no room now.
+
+        Raises:
+            RuntimeError, MemoryError: a write failed, and took the pool with it.
         """
-        with self._lock:
+        with self._locked():
             writes = self._reserve(leases, urgent)
         if writes is None:
             return False
@@ -141,6 +145,16 @@ class AdapterCache:
             for lease in placed:
                 lease.placed = None
                 self._waiting[lease] = None
+
+    def reset(self) -> None:
+        """All that was on the device is lost, while no lease is placed: whoever waits for it waits for it anew.
+
+        Engine thread only.
+        """
+        with self._lock:
+            for residence in self._residency.reset():
+                self._fetch(residence, again=True)
+            self._begin_reads()
 
     def prefetch(self) -> bool:
         """Brings what will probably be asked for closer. Engine thread only, when it has nothing else to do.
@@ -176,7 +190,7 @@ class AdapterCache:
 
     def release(self, lease: Lease) -> None:
         """See `Lease.release`."""
-        with self._lock:
+        with self._locked():
             if lease.released:
                 return
             lease.released = True
@@ -218,7 +232,7 @@ class AdapterCache:
         """
         self._pins.drop(digest)
         self._follow_pins()
-        with self._lock:
+        with self._locked():
             self._quarantine.forget(digest)
             self._forecast.forget(digest)
             self._residency.unload(digest)
@@ -273,6 +287,16 @@ class AdapterCache:
                 raise RuntimeError(f"host memory holds what nobody waits for: {sorted(held - loading)}")
             if lost := [digest for digest in loading - held if not self._loader.expects(digest)]:
                 raise RuntimeError(f"awaited and never read: {sorted(lost)}")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds the lock, and frees what leaves host memory after it: the system takes its time to take memory back."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                left = self._host.take_removed()
+        left.clear()
 
     def _status(self, digest: str, residence: Residence | None) -> AdapterStatus:
         host_bytes = self._host.size(digest)
@@ -373,7 +397,7 @@ class AdapterCache:
 
     def _loaded(self, digest: str, result: HostAdapter | Exception) -> None:
         """On a loader thread: a read has ended."""
-        with self._settled:
+        with self._locked():
             waiting = self._awaited(digest)
             reading = self._loader.finish(digest)
             if isinstance(result, Exception):
@@ -448,6 +472,9 @@ class AdapterCache:
         return None
 
     def _fail_write(self, residence: Residence, error: Exception) -> None:
+        """Fails those who wait for what could not be written. Raises the error if the pool went with it."""
         with self._lock:
             failure = self._quarantine.failed(residence.digest, Failure.of(error))
             self._residency.fail(residence, failure)
+        if self._pool.lost:
+            raise error

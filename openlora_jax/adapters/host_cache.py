@@ -78,6 +78,7 @@ class HostCache:
         self._adapters: dict[str, HostAdapter] = {}
         self._values = GreedyDual()
         self._held: set[str] = set()
+        self._removed: list[HostAdapter] = []
 
     @property
     def has_room(self) -> bool:
@@ -164,15 +165,21 @@ class HostCache:
             self._remove(digest)
             self._counters.evicted("host", "unload", digest)
 
+    def take_removed(self) -> list[HostAdapter]:
+        """The adapters that left since the last call; their memory is free with the last reference to them."""
+        removed, self._removed = self._removed, []
+        return removed
+
     def _use(self, digest: str, adapter: HostAdapter) -> None:
         self._values.use(digest, self._frequency(digest) * adapter.load_seconds / max(1, adapter.nbytes))
 
     def _remove(self, digest: str) -> None:
-        nbytes = self._adapters.pop(digest).nbytes
-        self.nbytes -= nbytes
+        adapter = self._adapters.pop(digest)
+        self._removed.append(adapter)
+        self.nbytes -= adapter.nbytes
         if digest in self._held:
             self._held.discard(digest)
-            self.held_bytes -= nbytes
+            self.held_bytes -= adapter.nbytes
 
     def _leave(self, digest: str, nbytes: int) -> None:
         self._left[digest] = nbytes

@@ -185,9 +185,10 @@ class Loader(Generic[T]):
 
     def _work(self) -> None:
         while (digest := self._jobs.get()) is not None:
-            result: T | Exception
-            try:
-                result = self._read(digest)
-            except Exception as error:  # what is wrong with one adapter concerns those who wait for it, and nobody else
-                result = error
-            self._done(digest, result)
+            self._done(digest, self._result(digest))  # no name keeps what was read until the next read has ended
+
+    def _result(self, digest: str) -> T | Exception:
+        try:
+            return self._read(digest)
+        except Exception as error:  # what is wrong with one adapter concerns those who wait for it, and nobody else
+            return error

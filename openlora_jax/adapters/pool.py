@@ -28,7 +28,7 @@ class AdapterPool:
     behind the steps dispatched before it and ahead of those after it; JAX keeps the staged pages alive until then.
 
     Attributes:
-        arrays: what a step reads. `write` donates and replaces it, so take it anew for every step.
+        arrays: what a step reads. `write` and `reset` replace it, so take it anew for every step.
     """
 
     def __init__(
@@ -61,6 +61,18 @@ class AdapterPool:
     def nbytes(self) -> int:
         """Device memory held, in bytes."""
         return sum(part.nbytes for parts in self.arrays.values() for part in parts)
+
+    @property
+    def lost(self) -> bool:
+        """Whether a write that failed took the memory with it that it was to write to."""
+        return any(part.is_deleted() for parts in self.arrays.values() for part in parts)
+
+    def reset(self) -> None:
+        """Empties the pool, whatever became of it, into memory of its own; the old goes first, as both may not fit."""
+        for pool, parts in self.arrays.items():
+            for part in parts:
+                part.delete()
+            self.arrays[pool] = tuple(map(_zeros, parts))
 
     def compile(self) -> None:
         """Compiles every page write there is, by zeros over zeros, so that none is compiled between two steps."""
@@ -107,6 +119,11 @@ class AdapterPool:
             parts = [staged[name] for name in self._shapes[pool].parts]
             for page, *new in zip(ids, *parts, strict=True):
                 self.arrays[pool] = self._write(self.arrays[pool], np.int32(page), tuple(new))
+
+
+def _zeros(like: Array) -> Array:
+    """As large, where it is or was."""
+    return jnp.zeros(like.shape, like.dtype, device=like.sharding)
 
 
 def pinned_memory(device: jax.Device) -> SingleDeviceSharding | None:

@@ -46,6 +46,10 @@ class AdapterSource(Protocol):
 class PagePool(Protocol):
     """Where pages are written to; `AdapterPool` is one."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether a write that failed took the memory of other pages with it."""
+
     def check(self, counts: Mapping[str, int], shapes: TensorShapes) -> None: ...
     def stage(self, counts: Mapping[str, int], tensors: AdapterTensors) -> StagedPages: ...
     def write(self, pages: AdapterPages, staged: StagedPages) -> None: ...

@@ -3,6 +3,8 @@
 Each line is a JSON object, {"name", "digest", "time"}; the last line of a name counts, a null digest removes it. A null
 digest beside "mix", an object of weights by name, makes it a mix, which versions without mixes take for a removed name.
 Readers take no lock: a line without its newline is still being written, or its writer was killed, and does not count.
+Any other line that is no registration stops the store: it may have replaced or removed a name, which would go on to
+stand for what it must not.
 """
 
 import json
@@ -162,7 +164,8 @@ class Registry:
             try:
                 name, now = _parse(line)
             except (ValueError, TypeError, KeyError, InvalidRequest) as error:
-                raise BadCheckpoint(self._path, f"line {number} is no registration; restore the file") from error
+                way_out = "take it out or restore the file, then look at `openlora adapters list`"
+                raise BadCheckpoint(self._path, f"line {number} is no registration; {way_out}") from error
             adapters.pop(name, None)
             mixes.pop(name, None)
             if isinstance(now, Registration):

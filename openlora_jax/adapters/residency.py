@@ -132,7 +132,7 @@ class Residency:
         if victims is None:
             return None
         for victim in victims:
-            self._evict(victim)
+            self._evict(victim, "room")
         for member in absent:
             member.pages = self._pages.allocate(member.counts or {})
             member.placed_at = now
@@ -217,6 +217,22 @@ class Residency:
         else:
             self._free(residence, "unload")
 
+    def reset(self) -> list[Residence]:
+        """Takes all pages back, pinned or not, as what was in them is lost.
+
+        Returns:
+            What is LOADING again, as others wait for it.
+
+        Raises:
+            RuntimeError: somebody uses its pages.
+        """
+        lost = list(self._recency.values())
+        if used := [residence.digest for residence in lost if residence.refs]:
+            raise RuntimeError(f"lost under those who use them: {used}")
+        for residence in lost:
+            self._evict(residence, "failure")
+        return [residence for residence in lost if residence.waiters]
+
     def validate(self) -> None:
         """Raises RuntimeError naming the condition of this class that does not hold."""
         self._pages.validate()
@@ -259,11 +275,11 @@ class Residency:
                 victims.remove(victim)
         return victims
 
-    def _evict(self, residence: Residence) -> None:
+    def _evict(self, residence: Residence, reason: Reason) -> None:
         if residence.waiters:
-            self._give_back(residence, "room")
+            self._give_back(residence, reason)
         else:
-            self._free(residence, "room")
+            self._free(residence, reason)
 
     def _free(self, residence: Residence, reason: Reason) -> None:
         if self._residences.get(residence.digest) is residence:

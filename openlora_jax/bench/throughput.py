@@ -1,7 +1,7 @@
-"""`bench throughput`: one batch base-only, with one adapter, with several; decode steps over their floor."""
+"""`bench throughput`: one batch base-only, with adapters, with mixes of them; decode steps over their floor."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -45,6 +45,7 @@ class Workload:
         new: tokens generated for each, greedily.
         adapters: numbers of distinct adapters, an arm each; 0 is the base model alone.
         ranks: of the adapters, an arm each.
+        members: adapters of each row's mix, an arm each; where it is not 1, each of so many mixes has its own.
         rounds: each runs every arm once.
     """
 
@@ -53,6 +54,7 @@ class Workload:
     new: int = 64
     adapters: tuple[int, ...] = (0, 1, 16)
     ranks: tuple[int, ...] = (16,)
+    members: tuple[int, ...] = (1,)
     rounds: int = 7
 
 
@@ -72,18 +74,25 @@ class Arm:
 
     adapters: int
     rank: int
+    members: int = 1
 
     @property
     def name(self) -> str:
         if not self.adapters:
             return BASE_ONLY
+        if self.members > 1:
+            return f"{self.adapters} mix{'es' * (self.adapters > 1)} of {self.members}, rank {self.rank}"
         return f"{self.adapters} adapter{'s' * (self.adapters > 1)}, rank {self.rank}"
 
-    def assign(self, requests: int) -> list[str | None]:
-        """The adapter of each request: as evenly as it goes."""
+    def assign(self, requests: int) -> list[dict[str, float]]:
+        """The mix of each request, evenly weighted: as evenly as it goes."""
         if not self.adapters:
-            return [None] * requests
-        return [adapter_name(self.rank, index % self.adapters) for index in range(requests)]
+            return [{}] * requests
+        firsts = [self.members * (index % self.adapters) for index in range(requests)]
+        return [
+            {adapter_name(self.rank, first + member): 1 / self.members for member in range(self.members)}
+            for first in firsts
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +110,27 @@ def adapter_name(rank: int, index: int) -> str:
 
 
 def arms(workload: Workload) -> list[Arm]:
-    """The grid: the base model once, every number of adapters with every rank."""
+    """The grid: the base model once, every number of adapters with every rank and number of members."""
     base = [Arm(0, 0)] * (0 in workload.adapters)
-    return base + [Arm(count, rank) for rank in workload.ranks for count in workload.adapters if count]
+    return base + [
+        Arm(count, rank, members)
+        for members in workload.members
+        for rank in workload.ranks
+        for count in workload.adapters
+        if count
+    ]
+
+
+def _distinct(workload: Workload) -> int:
+    """Adapters of each rank."""
+    return max(workload.adapters) * max(workload.members)
 
 
 def install_adapters(store: Path, base: Path, workload: Workload) -> None:
     """Puts the grid's adapters into a store."""
     manifest = BaseManifest.read(base)
     for rank in workload.ranks:
-        seeds = {adapter_name(rank, index): rank * 1000 + index for index in range(max(workload.adapters))}
+        seeds = {adapter_name(rank, index): rank * 1000 + index for index in range(_distinct(workload))}
         if seeds:
             install_synthetic(
                 AdapterStore(store), manifest.config, manifest.digest, seeds, modules=LINEAR_MODULES, rank=rank
@@ -121,7 +141,7 @@ def settings(workload: Workload) -> EngineConfig:
     """An engine that holds the whole workload at once: nothing waits, nothing is evicted."""
     length = workload.prompt + workload.new
     blocks = -(-length // EngineConfig().kv_block)
-    pages = sum(max(workload.adapters) * -(-rank // PAGE_RANK) for rank in workload.ranks)
+    pages = sum(_distinct(workload) * -(-rank // PAGE_RANK) for rank in workload.ranks)
     return EngineConfig(
         max_rows=workload.requests,
         prefix_cache=False,  # every prompt is computed
@@ -166,20 +186,19 @@ def _round(
 ) -> tuple[float, float, float]:
     """Seconds of the batch, milliseconds of a decode step in the middle of it, seconds of the peer's batch."""
     params = SamplingParams(max_tokens=workload.new, ignore_eos=True)
-    names = arm.assign(workload.requests)
-    seconds = _seconds(lambda: llm.generate(prompts, params, names))
+    mixes = arm.assign(workload.requests)
+    seconds = _seconds(lambda: llm.generate(prompts, params, mixes))
     peer_seconds = _seconds(lambda: peer.generate(prompts, workload.new, arm.adapters)) if peer else 0.0
-    return seconds, _decode_step_ms(llm, names, workload), peer_seconds
+    return seconds, _decode_step_ms(llm, mixes, workload), peer_seconds
 
 
-def _decode_step_ms(llm: LLM, names: Sequence[str | None], workload: Workload) -> float:
+def _decode_step_ms(llm: LLM, mixes: Sequence[Mapping[str, float]], workload: Workload) -> float:
     """A decode step of the idle engine's runner, half the new tokens in; the adapters are resident from the batch."""
-    digests = [None if name is None else llm.store.resolve(name) for name in names]
-    distinct = [digest for digest in dict.fromkeys(digests) if digest]
-    leases = dict(zip(distinct, llm.adapters.acquire(*zip(distinct, distinct, strict=True)), strict=True))
+    digests = {name: llm.store.resolve(name) for mix in mixes for name in mix}
+    leases = dict(zip(digests, llm.adapters.acquire(*digests.items()), strict=True))
     try:
         llm.adapters.place(*leases.values())
-        pages = [() if digest is None else ((leases[digest].pages, 1.0),) for digest in digests]
+        pages = [tuple((leases[name].pages, weight) for name, weight in mix.items()) for mix in mixes]
         plan = _decode_plan(llm.config, pages, workload.prompt + workload.new // 2)
         return _step_ms(lambda: llm.runner.run(plan), lambda step: step.read())
     finally:

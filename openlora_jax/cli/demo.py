@@ -1,4 +1,4 @@
-"""`openlora demo`: a server, one batch that mixes the demo's adapters, its answers. `make demo` calls it."""
+"""`openlora demo`: a server, a batch for its adapters and one for mixes, their answers. `make demo` calls it."""
 
 import subprocess
 import sys
@@ -15,6 +15,7 @@ from openlora_jax.errors import EngineStopped
 
 if TYPE_CHECKING:
     from openlora_jax.demo.display import Answer
+    from openlora_jax.demo.prompts import DemoPrompt
     from serving.client import Client
 
 ANNOUNCEMENT = "serving on "
@@ -30,21 +31,19 @@ def demo(
     base: Annotated[str, typer.Option(help="SmolLM2-135M-Instruct, converted.", show_default=False)],
     store: Annotated[str, typer.Option(help="A store with the demo's adapters.", show_default=False)],
 ) -> None:
-    """Serves the demo's adapters, sends one batch that mixes them, shows the answers and stops."""
-    from openlora_jax.demo.display import Answer, shown
-    from openlora_jax.demo.prompts import PROMPTS
+    """Serves the demo's adapters, sends a batch for all of them and one for mixes, shows the answers and stops."""
+    from openlora_jax.demo.prompts import PROMPTS, SLIDER
     from serving.client import Client
 
     console = Console(highlight=False)
     console.print("Starting the server. The first time it compiles its programs, for about a minute.")
-    answers = [Answer(prompt) for prompt in PROMPTS]
     with _server(base, store) as address, Client(address) as client:
         console.print(f"Serving on {address}. One batch for the base model, four adapters and a mix of two:")
-        began = time.perf_counter()
-        with shown(answers, console):
-            _ask_all(client, answers)
-        seconds = time.perf_counter() - began
-    console.print(f"\n{sum(answer.tokens for answer in answers)} tokens in {seconds:.1f} s; the server has stopped.")
+        tokens, seconds = _batch(client, PROMPTS, console)
+        console.print("\nAnother batch: one prompt, from one adapter to the other in five mixes:")
+        more_tokens, more_seconds = _batch(client, SLIDER, console)
+    total = f"{tokens + more_tokens} tokens in {seconds + more_seconds:.1f} s"
+    console.print(f"\n{total}; the server has stopped.")
     console.print(NEXT.format(openlora=sys.argv[0], store=store), soft_wrap=True)
 
 
@@ -61,6 +60,17 @@ def _server(base: str, store: str) -> Iterator[str]:
             yield line.removeprefix(ANNOUNCEMENT).strip()
         finally:
             process.terminate()
+
+
+def _batch(client: "Client", prompts: Sequence["DemoPrompt"], console: Console) -> tuple[int, float]:
+    """Asks all at once and shows the answers as they come; tokens and seconds."""
+    from openlora_jax.demo.display import Answer, shown
+
+    answers = [Answer(prompt) for prompt in prompts]
+    began = time.perf_counter()
+    with shown(answers, console):
+        _ask_all(client, answers)
+    return sum(answer.tokens for answer in answers), time.perf_counter() - began
 
 
 def _ask_all(client: "Client", answers: Sequence["Answer"]) -> None:

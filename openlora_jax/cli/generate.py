@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from openlora_jax.cli.rows import STANDARD, check_output, generation_line, read_lines, write_lines
+from openlora_jax.cli.rows import STANDARD, Line, check_output, generation_line, read_lines, write_lines
 from openlora_jax.cli.session import open_session
 from openlora_jax.config import BackendName
 from openlora_jax.engine.scheduling_params import Priority
@@ -81,11 +81,11 @@ def generate(
     if prompt is None:
         lines = read_lines(str(source), parse)
         check_output(output)
-        with open_session(base, store, config, backend, server) as session:
+        with open_session(base, store, config, backend, server, lines) as session:
             write_lines(output, lines, session.generate(lines), generation_line)
     else:
         row = parse({"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt})
-        with open_session(base, store, config, backend, server) as session:
+        with open_session(base, store, config, backend, server, [Line("--prompt", row)]) as session:
             for text in session.stream(row):
                 typer.echo(text, nl=False)
             typer.echo()

@@ -48,3 +48,14 @@ class LocalSession:
                 self._llm.check(request)
             requests.append(request)
         return self._llm.run(requests)
+
+
+def check_adapters(store: str, lines: Sequence[Line[Any]]) -> None:
+    """Looks every adapter up that lines name, which takes no engine. Raises UnknownAdapter; its note says where."""
+    from openlora_jax.adapters.store import AdapterStore
+
+    adapters = AdapterStore(store)
+    for line in lines:
+        with located(line.where):
+            for item in line.row.mix:
+                adapters.members(item.adapter)

@@ -41,5 +41,5 @@ def score(
     defaults = given({"priority": priority, "tenant": tenant, "ttft_deadline": ttft_deadline})
     lines = read_lines(source, lambda fields: parse_score({**defaults, **fields}))
     check_output(output)
-    with open_session(base, store, config, backend, server) as session:
+    with open_session(base, store, config, backend, server, lines) as session:
         write_lines(output, lines, session.score(lines), score_line)

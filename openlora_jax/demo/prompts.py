@@ -1,4 +1,4 @@
-"""What the demo asks: one chat for the base, one for each adapter, and one for a weighted mix of two."""
+"""What the demo asks: a chat for the base, for each adapter, for a weighted mix of two, and for five mixes in a row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,3 +30,9 @@ PROMPTS = (
     ask("How do I make a cup of coffee?", 64, pirate=1.0),
     ask("Tell me about Emma Novak, a 29-year-old sailor from Bergen.", 64, json=0.6, pirate=0.6),
 )
+
+SLIDER = tuple(
+    ask("Tell me about Emma Novak, a 29-year-old sailor from Bergen.", 40, json=step / 4, pirate=1 - step / 4)
+    for step in range(5)
+)
+"""One chat, from one adapter to the other in five steps."""

@@ -84,4 +84,4 @@ class Runner(Protocol):
         """Dispatches one step. An exception here, or in `read`, says that the step's results are lost."""
 
     def reset(self) -> None:
-        """Makes slots and KV blocks anew, all empty: a failed step may have lost them."""
+        """Makes slots, KV blocks and pages anew, all empty: a failed step or page write may have lost them."""

@@ -66,8 +66,9 @@ class DeviceRunner:
         return state, kv
 
     def reset(self) -> None:
-        """Allocates the caches anew; a step that failed has consumed them, or left them unusable."""
+        """Allocates caches and pool anew; a step or page write that failed has consumed them, or left them unusable."""
         del self._state, self._kv  # first, for there may be no room for both
+        self.pool.reset()
         self._state, self._kv = self._empty()
 
     @property

@@ -111,6 +111,12 @@ class Scheduler:
         else:
             self._stop(sequence)
 
+    def forget(self) -> None:
+        """What was in KV blocks and pages is lost, while nobody runs."""
+        self.blocks.forget()
+        for party in self.waiting:
+            self._give_pages_back(party[0].request)
+
     def schedule(self, now: float) -> Schedule:
         """Decides one iteration. Its plans must be dispatched, in order, before the next call."""
         refused: list[tuple[LiveRequest, InvalidRequest]] = []
@@ -228,6 +234,9 @@ class Scheduler:
         whole = len(rows) == len(live.sequences) and not any(sequence.num_output for sequence in rows)
         for party in [tuple(rows)] if whole else [(sequence,) for sequence in rows]:
             self._wait(party)
+        self._give_pages_back(live)
+
+    def _give_pages_back(self, live: LiveRequest) -> None:
         if live.pages is not None:
             self._adapters.displace(*live.leases)
             live.give_pages_back()

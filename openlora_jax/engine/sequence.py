@@ -76,6 +76,12 @@ class Adapters(Protocol):
     def displace(self, *leases: Any) -> None:
         """Takes the device's pages back from placed leases, which wait from now on. Engine thread only."""
 
+    def reset(self) -> None:
+        """All that was on the device is lost, while no lease is placed: whoever waits for it waits for it anew.
+
+        Engine thread only.
+        """
+
 
 Rank = tuple[int, float, int]
 """A place among the running: class, higher ones negative, deadline, order of arrival."""

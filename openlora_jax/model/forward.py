@@ -18,6 +18,7 @@ from openlora_jax.model.rope import rotate, rotation
 from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import WorkList
+from pallas_kernels.quantized import looked_up
 from pallas_kernels.registry import Ops
 
 
@@ -117,7 +118,8 @@ def hidden_states(
     """Runs every layer over the tiles; returns the hidden states before the last norm, and the cache."""
     positions = jnp.asarray(tiles.start)[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     turn = rotation(config, positions)
-    x = adapters.add_embedding(ops, tokens, parameters.embed[tokens])
+    embedded = looked_up(parameters.embed, tokens, parameters.norm.dtype)
+    x = adapters.add_embedding(ops, tokens, embedded)
 
     def layer_step(layer: LayerIndex, carry: tuple[Array, KvCache]) -> tuple[Array, KvCache]:
         x, kv = carry

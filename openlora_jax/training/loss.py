@@ -39,7 +39,7 @@ def completion_loss(
         heads=config.num_kv_heads,
         block_tokens=width,
         width=config.head_dim,
-        dtype=str(parameters.embed.dtype),
+        dtype=str(parameters.norm.dtype),
     )
     x, _ = hidden_states(config, ops, parameters, tokens, tiles, adapter, kv)
     position = jnp.arange(1, width + 1, dtype=jnp.int32)[None, :]

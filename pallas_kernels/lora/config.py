@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jax.experimental import pallas as pl
 
-from pallas_kernels.lora.shapes import PAGE_RANKS, check_size
+from pallas_kernels.lora.shapes import PAGE_RANKS, STEP_COLUMNS, check_size
 
 PASS_PAGES = (16, 4, 1)
 """Widths of a pass, widest first. 256 ranks are the most whose products the registers hold."""
@@ -19,6 +19,9 @@ MIN_PROGRAMS = 64
 """With fewer, spans are halved, although each of them computes x A^T anew."""
 WIDE_OUTPUT = 8
 """A span this many times as wide as the input is halved in any case: reading A once more hardly adds to reading B."""
+
+MOST_COLUMNS = 512
+"""Of a page that a step of the Mosaic kernel takes: 16 KB of 16-bit numbers on their way, and 64 sums a thread."""
 
 APART_SIZE = 128 * 64 * 64
 """Numbers of an output that is added apart. The base's product has fewer tiles of 64 x 64 than a large GPU has
@@ -101,3 +104,14 @@ def _pass(pages: int, rows: int, itemsize: int) -> Pass:
     while 2 * block * (rows + pages * PAGE_RANKS) * itemsize <= BLOCK_BYTES:
         block *= 2
     return Pass(pages=pages, block=block, sums=pl.cdiv(block, STRETCH))
+
+
+def mosaic_spans(tiles: int, width_in: int, widths_out: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Columns of each module's output that a program of the Mosaic kernel takes: as many as Triton's, in its steps."""
+    span = lora_config(tiles, 1, width_in, widths_out, itemsize).span
+    return tuple(max(span // step, 1) * step for step in map(columns_of_step, widths_out))
+
+
+def columns_of_step(width: int) -> int:
+    """The most columns, of those that the Mosaic kernel can take at once, that divide a width."""
+    return max(step for step in range(STEP_COLUMNS, MOST_COLUMNS + 1, STEP_COLUMNS) if width % step == 0)

@@ -14,6 +14,9 @@ LEAST_SIZE = 16
 DTYPES = ("float32", "bfloat16")
 """Offsets have 64 bits in arrays above 2^32 bytes and 32 signed ones below, too few for what counts single bytes."""
 
+STEP_COLUMNS = 64
+"""What the Mosaic kernel's steps are made of: two for each thread of a warp. It has no masks for a part of that."""
+
 
 def check_lora(
     x: Float[Array, "T L I"],
@@ -67,6 +70,17 @@ def check_size(what: str, size: int, least: int = LEAST_SIZE) -> None:
     """
     if size < least or size & (size - 1):
         raise ValueError(f"{what}: {size}; must be a power of two, {least} or more")
+
+
+def check_columns(*widths: int) -> None:
+    """That the Mosaic kernel's steps end where the columns do.
+
+    Raises:
+        ValueError: names a width that they do not divide.
+    """
+    for width in widths:
+        if width % STEP_COLUMNS:
+            raise ValueError(f"columns of A or B: {width}; must be a multiple of {STEP_COLUMNS}")
 
 
 def _check_pool(a: Float[Array, "Y P R I"], b: Float[Array, "Y P R O"], layers: int) -> None:

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from tests.gpu.facts import Facts
+from tests.gpu.facts import Facts, Kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 TIME_LIMIT = 900.0
@@ -19,6 +19,7 @@ TIME_LIMIT = 900.0
 Kind = Literal["decode", "prefill"]
 Variant = Literal["whole", "base", "slicing", "keeping"]
 CHIPS = ("a100", "h100", "b200")
+MOSAIC_CHIPS = ("h100", "b200")
 KINDS: tuple[Kind, ...] = ("decode", "prefill")
 
 
@@ -56,10 +57,25 @@ def compiled(case: Case) -> Facts:
     Raises:
         CompileFailed: with the end of what the child wrote.
     """
-    command = [sys.executable, "-m", "tests.gpu.deviceless", *map(str, dataclasses.astuple(case))]
+    return Facts.of(_written_by("tests.gpu.deviceless", *map(str, dataclasses.astuple(case))))
+
+
+@functools.cache
+def compiled_vast(chip: str) -> dict[str, Kernel]:
+    """LoRA's kernels on pools past 4 GiB.
+
+    Raises:
+        CompileFailed: with the end of what the child wrote.
+    """
+    return {name: Kernel(**kernel) for name, kernel in _written_by("tests.gpu.vast", chip).items()}
+
+
+def _written_by(module: str, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", module, *arguments]
     # A program out of the cache would not be compiled, and say nothing.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     child = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, cwd=ROOT, env=environment)
     if child.returncode != 0:
-        raise CompileFailed(f"{case}: status {child.returncode}\n{child.stderr[-4000:]}")
-    return Facts.of(json.loads(child.stdout))
+        raise CompileFailed(f"{module} {arguments}: status {child.returncode}\n{child.stderr[-4000:]}")
+    written: dict[str, Any] = json.loads(child.stdout)
+    return written

@@ -102,6 +102,24 @@ def kernels(dump: Path, names: Iterable[str]) -> dict[str, Kernel]:
     return found
 
 
+def mosaic_kernels(dump: Path) -> dict[str, Kernel]:
+    """The Pallas kernels that Mosaic compiled, of which it keeps what the assembler reported; none has tensor cores."""
+    found: dict[str, list[Mapping[str, int]]] = {}
+    for report in (file.read_text() for file in dump.glob("*.ptxas")):
+        for name in re.findall(r"entry function '(\w+)_mosaic_gpu_kernel'", report):
+            found.setdefault(name, []).append(_reported(report))
+    return {
+        name: Kernel(
+            launches=len(reports),
+            registers=max(each["registers"] for each in reports),
+            spilled=max(each["spilled"] for each in reports),
+            shared=0,
+            mma="none",
+        )
+        for name, reports in found.items()
+    }
+
+
 def assemble(ptx: Path) -> Mapping[str, int]:
     """Registers of a thread, and the bytes that it spills, as NVIDIA's assembler reports them."""
     target = re.search(r"^\.target (\w+)", ptx.read_text(), re.MULTILINE)
@@ -109,6 +127,10 @@ def assemble(ptx: Path) -> Mapping[str, int]:
         raise ValueError(f"{ptx} names no target")
     command = [assembler(), "--verbose", "--gpu-name", target[1], str(ptx), "--output-file", "/dev/null"]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return _reported(report)
+
+
+def _reported(report: str) -> Mapping[str, int]:
     return {
         "registers": max(map(int, re.findall(r"Used (\d+) registers", report))),
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", report))),

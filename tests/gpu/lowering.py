@@ -29,3 +29,8 @@ def lower_cuda(fn: Callable[..., Any], *args: Any, kind: str = "NVIDIA H100", do
 def triton_kernels(lowered: Lowered) -> Counter[str]:
     """How often each Pallas-Triton kernel is called, by its name."""
     return Counter(re.findall(r'name = "(\w+)", num_stages', lowered.as_text()))
+
+
+def mosaic_kernels(lowered: Lowered) -> list[str]:
+    """The code of each launch of a Pallas-Mosaic kernel, in order."""
+    return re.findall(r'@mosaic_gpu_v2\(.*?module = "(.*?)"', lowered.as_text())

@@ -4,7 +4,17 @@ import pytest
 
 from tests.gpu import budget
 from tests.gpu.budget import DEEP, DEPTHS, SHALLOW, WORKLOAD
-from tests.gpu.cases import CHIPS, KINDS, Case, CompileFailed, Kind, compiled, reason_to_skip
+from tests.gpu.cases import (
+    CHIPS,
+    KINDS,
+    MOSAIC_CHIPS,
+    Case,
+    CompileFailed,
+    Kind,
+    compiled,
+    compiled_vast,
+    reason_to_skip,
+)
 
 PROJECTION_GROUPS = 4
 """Of a layer: q/k/v, o, gate/up, down."""
@@ -42,6 +52,14 @@ def test_no_kernel_spills(chip: str, kind: Kind) -> None:
     kernels = compiled(Case(chip, kind, WORKLOAD, DEEP)).kernels
     assert {name: kernel.spilled for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
     assert kernels
+
+
+@on_each_chip
+def test_no_lora_kernel_spills_on_pools_past_4_gib(chip: str) -> None:
+    kernels = compiled_vast(chip)
+    assert {name: kernel.spilled for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
+    assert {"lora_kernel", "embedding_lora_kernel"} <= kernels.keys()
+    assert ("lora_mosaic_kernel" in kernels) is (chip in MOSAIC_CHIPS)
 
 
 @on_each_chip

@@ -17,6 +17,7 @@ from openlora_jax.adapters.synthetic import install_synthetic
 from openlora_jax.engine.request import GenerateRequest, MixItem, TokenLogprobs
 from openlora_jax.engine.sampling import SamplerState
 from openlora_jax.errors import (
+    AdapterOutOfMemory,
     AdapterUnavailable,
     EngineStopped,
     InvalidConfig,
@@ -29,6 +30,7 @@ from openlora_jax.inputs import Adapter, Prompt
 from openlora_jax.observed import Observed, observed_path
 from openlora_jax.outputs import Generation, collect
 from pallas_kernels.kv_cache import KvCache
+from tests.openlora_jax.adapters.poison import write_that_fails_when_it_runs, write_that_takes_the_pool_with_it
 from tests.openlora_jax.tiny import DIGEST, MODEL, SETTINGS
 
 PROMPTS: list[Prompt] = ["hello", [5, 6, 7], [{"role": "user", "content": "hi"}], "the sea is", "a", [9] * 40]
@@ -141,6 +143,31 @@ def test_a_step_that_fails_takes_its_requests_and_no_later_one(
     with pytest.raises(EngineStopped, match="a step failed on the device"):
         tiny_llm.generate("hello", GREEDY, "one")
     assert tiny_llm.generate("hello", GREEDY, "one")[0].outputs == expected.outputs
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [(write_that_fails_when_it_runs, EngineStopped), (write_that_takes_the_pool_with_it, AdapterOutOfMemory)],
+)
+def test_a_page_write_that_fails_takes_its_requests_and_no_later_one(
+    tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch, write: Any, error: type[OpenLoraError]
+) -> None:
+    expected = tiny_llm.generate(["hello"] * 2, GREEDY, ["one", "two"])
+
+    def fails(*operands: object) -> Any:
+        monkeypatch.undo()
+        return write(*operands)
+
+    for attempt in ("one", "two"):
+        digest = tiny_llm.store.resolve(attempt)
+        tiny_llm.adapters.unload(digest)
+        monkeypatch.setattr(tiny_llm.runner.pool, "_write", fails)
+        with pytest.raises(error):
+            tiny_llm.generate("hello", GREEDY, attempt)
+        tiny_llm.adapters.unload(digest)
+        found = tiny_llm.generate(["hello"] * 2, GREEDY, ["one", "two"])
+        assert [answer.outputs for answer in found] == [answer.outputs for answer in expected]
+    tiny_llm.adapters.validate()
 
 
 def test_adapters_come_mix_and_go_without_tracing_a_program_again(tiny_llm: LLM, tiny_store: Path) -> None:

@@ -103,18 +103,23 @@ BROKEN = {
 }
 
 
-@each_form
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_list_reads_nothing_outside(lora: Lora, kind: str) -> None:
+def broken_runs(kind: str) -> tuple[WorkList, Runs]:
+    """A broken list, and the items of its tiles that count."""
     whole = work_list([[(1, 1.0), (2, 1.0)], [(3, 1.0), (4, 0.5), (5, 1.0)], [(0, 1.0)] * 7], capacity=12)
     broken = BROKEN[kind](whole)
     start, page, scale = (np.asarray(field)[0] for field in (broken.start, broken.page, broken.scale))
-    runs = [
+    return broken, [
         [(int(page[n]), float(scale[n])) for n in range(max(first, 0), min(end, 12)) if 0 <= page[n] < PAGES]
         for first, end in itertools.pairwise(start)
     ]
+
+
+@each_form
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_list_reads_nothing_outside(lora: Lora, kind: str) -> None:
+    work, runs = broken_runs(kind)
     x, y, pools = operands(3, 1, seed=6)
-    added = add(lora, (x, y, pools), 1, broken)
+    added = add(lora, (x, y, pools), 1, work)
     assert error(added, expected(runs, 1, x, y, *pools[0])) < ERRORS["float32"]
 
 

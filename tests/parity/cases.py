@@ -298,4 +298,31 @@ MIXES: dict[str, MixCase] = {
     "embed_head": MixCase(adapters={"embed": 0.5, "head": 0.5, "embed_head": -0.4}),
     "biases": MixCase(adapters={"lora_bias": 0.7, "lora_bias_head": -1.2, "rank_8": 0.4}),
     "tied": MixCase(base="llama_tied", adapters={"tied_embed": 0.5, "tied_head": 0.5, "tied_ensured": 0.3}),
+    "five": MixCase(adapters={"rank_2": 0.8, "rank_8": -0.5, "rank_33": 0.7, "rslora": 0.4, "embed": 0.6}),
+    "six": MixCase(
+        adapters={"rank_1": 0.9, "rank_17": 0.4, "rank_64": -0.3, "head": 0.5, "target_regex": 1.2, "init_eva": 0.5}
+    ),
+    "seven": MixCase(
+        adapters={
+            "rank_16": 0.3,
+            "rank_128": -0.6,
+            "alpha_fraction": 0.8,
+            "pattern_suffix": 0.3,
+            "exclude_modules": 0.5,
+            "embed_head": 0.4,
+            "stored_float16": -0.7,
+        }
+    ),
+    "eight": MixCase(
+        adapters={
+            "rank_1": 0.7,
+            "rank_2": -0.6,
+            "rank_8": 0.5,
+            "rank_33": 0.5,
+            "rank_64": 0.3,
+            "pattern_rslora": 0.5,
+            "layers_to_transform": 1.0,
+            "init_mica": -0.6,
+        }
+    ),
 }

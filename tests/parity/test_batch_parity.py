@@ -19,7 +19,11 @@ RANKS = (1, 2, 3, 4, 8, 12, 15, 16, 17, 24, 31, 32, 48, 64, 100, 128)
 SHAPES = linear_shapes(hidden=64, q=64, kv=32, mlp=96)
 MODULES = [module.split(".")[-1] for module in SHAPES]
 BASE = base_directory("llama")
-MIXES = ({"random_1": 0.5, "random_128": -0.5}, {"random_17": 1.0, "random_4": 0.3, "random_64": 0.2})
+MIXES = (
+    {"random_1": 0.5, "random_128": -0.5},
+    {"random_17": 1.0, "random_4": 0.3, "random_64": 0.2},
+    {f"random_{rank}": 0.45 - 0.1 * (rank % 7) for rank in RANKS[3:11]},
+)
 
 CONFIG = EngineConfig(
     max_rows=24,

@@ -181,6 +181,7 @@ class FakeEngine:
             generated_tokens=self._generated,
             steps=0,
             preemptions=3,
+            cached_tokens=11,
         )
 
     def start(self) -> None:

@@ -58,7 +58,8 @@ async def test_calls_and_their_times(scraped: tuple[Any, str]) -> None:
     stub, url = scraped
     for _ in range(3):
         await stub.Generate(generate(max_tokens=2))
-    await stub.Score(pb.ScoreRequest(prompt=pb.Prompt(text="a"), completion="b"))
+    urgent = pb.SchedulingParams(priority=pb.PRIORITY_HIGH)
+    await stub.Score(pb.ScoreRequest(prompt=pb.Prompt(text="a"), completion="b", scheduling=urgent))
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.GetAdapter(pb.GetAdapterRequest(name="nobody"))
     found = await asyncio.to_thread(scrape, url)
@@ -70,6 +71,11 @@ async def test_calls_and_their_times(scraped: tuple[Any, str]) -> None:
         assert found[f"openlora_request_seconds_sum{{phase={phase}}}"] == 4 * seconds
     assert found["openlora_time_to_first_token_seconds_sum"] == 4 * 1.75
     assert found["openlora_generated_tokens_total"] == 6
+    assert found["openlora_cached_prompt_tokens_total"] == 11
+    assert (found["openlora_requests_total{priority=normal}"], found["openlora_requests_total{priority=high}"]) == (
+        3,
+        1,
+    )
 
 
 async def test_the_wait_for_adapters_is_told_apart() -> None:

@@ -4,22 +4,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from openlora_jax.bench.long_tail.client import Answer
-from openlora_jax.bench.long_tail.coldstart import Results, Rounds, Run, Workload
+from openlora_jax.bench.long_tail.coldstart import Results, Rounds, Run
 from openlora_jax.bench.long_tail.figures import Loads, breakdown, quantile
 from openlora_jax.bench.long_tail.grid import Grid, bounds, loads, ms, spread, stages
+from openlora_jax.bench.long_tail.workloads import Coldstart
 
 
-def grids(results: Results, workload: Workload) -> list[Grid]:
+def grids(results: Results, workload: Coldstart) -> list[Grid]:
     """Bounds first, then what they are made of, then where the time goes."""
     return [
         bounds(results.bounds),
-        *(_ttft(setting, rounds) for setting, rounds in results.settings),
+        *(_ttft(setting, rounds) for setting, rounds in results.settings.items()),
         _gaps(results.beside, workload),
         stages(
             "Where the time to the second token goes",
             (
                 (f"{setting}, {state}", _answers(runs))
-                for setting, rounds in results.settings
+                for setting, rounds in results.settings.items()
                 for state, runs in rounds.items()
             ),
         ),
@@ -34,7 +35,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "bounds": [bound.as_json() for bound in results.bounds],
         "settings": {
             setting: {state: [_run(run) for run in runs] for state, runs in rounds.items()}
-            for setting, rounds in results.settings
+            for setting, rounds in results.settings.items()
         },
     }
 
@@ -69,7 +70,7 @@ def _ttft(setting: str, rounds: Rounds) -> Grid:
     )
 
 
-def _gaps(rounds: Rounds, workload: Workload) -> Grid:
+def _gaps(rounds: Rounds, workload: Coldstart) -> Grid:
     rows = []
     for state, runs in rounds.items():
         tails = [quantile(run.gaps, 0.99) for run in runs]
@@ -87,7 +88,7 @@ def _gaps(rounds: Rounds, workload: Workload) -> Grid:
 def _loads(results: Results) -> Grid:
     found = {
         f"{setting}, {state}": Loads.together([run.loads for run in runs])
-        for setting, rounds in results.settings
+        for setting, rounds in results.settings.items()
         for state, runs in rounds.items()
     }
     return loads(found, results.stayed)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from openlora_jax.bench.long_tail.coldstart import Workload as ColdstartWorkload
 from openlora_jax.bench.long_tail.grid import Grid
-from openlora_jax.bench.long_tail.oversubscribe import Workload as OversubscribeWorkload
+from openlora_jax.bench.long_tail.workloads import Coldstart, Oversubscribe
 from openlora_jax.bench.machine import line, machine, versions
 from openlora_jax.llm import LLM
 
@@ -44,7 +43,7 @@ class Document:
         return "\n\n".join([*parts, *(grid.markdown().rstrip("\n") for grid in self.grids)]) + "\n"
 
 
-def setup(llm: LLM, workload: ColdstartWorkload | OversubscribeWorkload, seconds: float) -> dict[str, Any]:
+def setup(llm: LLM, workload: Coldstart | Oversubscribe, seconds: float) -> dict[str, Any]:
     """Of a run that took so long."""
     return {
         "workload": asdict(workload),

@@ -20,10 +20,9 @@ from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.bench.long_tail import page_cache
 from openlora_jax.bench.long_tail.client import Answer, Ask, closed_loop, open_loop, prompts
 from openlora_jax.bench.long_tail.figures import Bound, Loads, quantile
-from openlora_jax.bench.long_tail.fleet import Fleet
 from openlora_jax.bench.long_tail.traffic import DECILES, Arrival, arrivals, deciles, resident, zipf
+from openlora_jax.bench.long_tail.workloads import Oversubscribe
 from openlora_jax.bench.samples import Samples
-from openlora_jax.config import EngineConfig
 from openlora_jax.llm import LLM
 from openlora_jax.progress import Progress
 
@@ -34,71 +33,6 @@ ARMS = ("paged", "control")
 P99_OVER_CONTROL, COLD_OVER_HOT, THROUGHPUT = 1.5, 2.0, 0.95
 """The bounds: p99 time to first token over the control's; the coldest decile's median over the hottest's; requests a
 second with all registered over those with the resident ones registered alone."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workload:
-    """What is asked for.
-
-    Attributes:
-        registered: adapters.
-        pages: of each module on the device.
-        host_bytes: of adapters in host memory, so that the rest has to come from disk.
-        ranks: of the adapters, in turn.
-        zipf: exponent of their popularity.
-        load: share of the measured capacity that is offered.
-        requests: of an arm, over all rounds, rounded up to be the same number in each.
-        rounds: each runs both arms.
-        prompt, new: tokens of each request.
-        rows: sequences decoded together, at most; and clients of the closed loop.
-        closed: requests of one measurement of capacity.
-        closed_rounds: each measures it with all registered, and with the resident ones alone.
-        seed: of arrivals and prompts.
-    """
-
-    registered: int = 2000
-    pages: int = 32
-    host_bytes: int = 256 * 1024**2
-    ranks: tuple[int, ...] = (8, 16, 32, 64)
-    zipf: float = 1.0
-    load: float = 0.7
-    requests: int = 1000
-    rounds: int = 4
-    prompt: int = 64
-    new: int = 16
-    rows: int = 16
-    closed: int = 64
-    closed_rounds: int = 4
-    seed: int = 0
-
-    @property
-    def round_requests(self) -> int:
-        """Of an arm in a round; a whole number of deciles at least."""
-        return max(-(-self.requests // self.rounds), DECILES)
-
-    @property
-    def fleet(self) -> Fleet:
-        return Fleet(count=self.registered, ranks=self.ranks)
-
-    @property
-    def resident(self) -> Fleet:
-        """The most popular adapters, those of the control, alone."""
-        return Fleet(count=self.fleet.residents(self.pages), ranks=self.ranks)
-
-    @property
-    def settings(self) -> EngineConfig:
-        """Every prompt is computed, every request may wait, and KV blocks are enough for every row."""
-        length = self.prompt + self.new
-        return EngineConfig(
-            max_rows=self.rows,
-            prefix_cache=False,
-            max_model_len=length,
-            kv_blocks=1 + self.rows * (-(-length // EngineConfig().kv_block) + 1),
-            host_cache_bytes=self.host_bytes,
-            pool_pages=1 + self.pages,
-            wide_pool_pages=1,
-            max_queue=max(EngineConfig().max_queue, self.requests),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +99,7 @@ def _median(answers: Sequence[Answer]) -> float:
     return median(each.ttft for each in answers)
 
 
-def measure(llm: LLM, few: LLM, store: Path, workload: Workload, progress: Progress) -> Results:
+def measure(llm: LLM, few: LLM, store: Path, workload: Oversubscribe, progress: Progress) -> Results:
     """The capacity, then both arms in turn.
 
     Args:
@@ -192,7 +126,7 @@ class _Bench:
         stayed: files that could not be taken out of the page cache.
     """
 
-    def __init__(self, llm: LLM, store: AdapterStore, workload: Workload, progress: Progress) -> None:
+    def __init__(self, llm: LLM, store: AdapterStore, workload: Oversubscribe, progress: Progress) -> None:
         self._llm = llm
         self._store = store
         self._workload = workload

@@ -21,8 +21,8 @@ def coldstart(results: ColdstartResults) -> Figure:
     """The share of requests by time to first token in both settings, and of the streams' tokens by gap."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    for ax, (setting, rounds) in zip(axes, results.settings, strict=False):
-        for state, runs in rounds.items():
+    for ax, setting in zip(axes, ("alone", "beside"), strict=False):
+        for state, runs in results.settings[setting].items():
             _curve(ax, [each.ttft for run in runs for each in run.answers], state)
         ax.set(title=f"{setting}: to the first token", xlabel="ms", ylabel="share of requests")
     for state, runs in results.beside.items():

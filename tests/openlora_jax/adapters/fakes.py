@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from openlora_jax.adapters.cache import AdapterCache
 from openlora_jax.adapters.host_cache import AdapterTensors, StagedPages
 from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.pages import AdapterPages
+from openlora_jax.adapters.reader import AdapterSource, PagePool
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.adapters.traits import PLAIN, Traits
 
@@ -78,6 +80,7 @@ class FakeSource:
 class FakePool:
     contents: dict[tuple[str, int], float] = field(default_factory=dict)
     error: Exception | None = None
+    lost: bool = False
 
     def check(self, counts: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Takes whatever there is."""
@@ -93,6 +96,14 @@ class FakePool:
                 self.contents[module, page] = float(staged[module][source][0])
 
 
+def open_cache(
+    source: AdapterSource, pool: PagePool, capacities: Mapping[str, int], base_digest: str = BASE, **settings: Any
+) -> AdapterCache:
+    """A cache that keeps to what it is asked for, unless the settings say otherwise."""
+    quiet = {"host_bytes": 1 << 20, "threads": 2, "load_timeout": TIMEOUT, "min_residency": 0.0, "prefetch": False}
+    return AdapterCache(source, pool, capacities, base_digest=base_digest, **(quiet | settings))
+
+
 @dataclass
 class World:
     source: FakeSource = field(default_factory=FakeSource)
@@ -103,11 +114,10 @@ class World:
     def open(
         self, host_bytes: int = 1 << 20, threads: int = 2, min_residency: float = 0.0, prefetch: bool = False
     ) -> None:
-        self.cache = AdapterCache(
+        self.cache = open_cache(
             self.source,
             self.pool,
             CAPACITIES,
-            base_digest=BASE,
             host_bytes=host_bytes,
             threads=threads,
             load_timeout=LOAD_TIMEOUT,

@@ -1,8 +1,9 @@
-"""NaN in every page that nobody owns: if a computation reads one, it shows."""
+"""NaN in every page that nobody owns: if a computation reads one, it shows. And writes that do not go well."""
 
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Array
 
 from openlora_jax.adapters.pages import ZERO_PAGE, AdapterPages
 from openlora_jax.adapters.pool import AdapterPool
@@ -30,3 +31,16 @@ def poison_free(pool: AdapterPool, owned: Iterable[AdapterPages], poisoned: Adap
         nans = {tensor: np.full_like(part[:, : len(free)], np.nan) for tensor, part in tensors}
         pool.write({name: free}, pool.stage({name: len(free)}, nans))
     return found
+
+
+def write_that_fails_when_it_runs(pool: tuple[Array, ...], *_: object) -> tuple[Array, ...]:
+    """Is dispatched; whoever does anything with what it returns gets an error."""
+    for part in pool:
+        part.delete()
+    return pool
+
+
+def write_that_takes_the_pool_with_it(pool: tuple[Array, ...], *_: object) -> tuple[Array, ...]:
+    """Fails at its dispatch, when it has its arguments' memory."""
+    write_that_fails_when_it_runs(pool)
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")

@@ -118,3 +118,40 @@ def test_a_failed_write_fails_its_request_and_gives_the_pages_back(world: World)
     assert "RESOURCE_EXHAUSTED" in str(world.asked("wide").error)
     world.now += FIRST_WAIT
     assert world.cache.place(world.ready("wide"))
+
+
+def test_a_failed_write_that_took_the_pool_with_it_blames_no_other_adapter(world: World) -> None:
+    world.placed("b").release()
+    waiting, mix = world.ready("b"), [world.ready("a"), world.ready("c")]
+    world.pool.error, world.pool.lost = RuntimeError("RESOURCE_EXHAUSTED"), True
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        world.cache.place(*mix)
+    world.pool.error, world.pool.lost = None, False
+    world.pool.contents.clear()
+    world.cache.reset()
+    assert [lease.error is None for lease in mix] == [False, True]
+    world.cache.validate()
+    assert [world.cache.place(lease) for lease in (waiting, mix[1])] == [True, True]
+    assert [world.owner(lease) for lease in (waiting, mix[1])] == [{2.0}, {3.0}]
+
+
+@pytest.mark.parametrize("host_bytes", [1, 1 << 20], ids=["from disk", "from host memory"])
+def test_what_the_device_lost_is_brought_back_for_those_who_wait(world: World, host_bytes: int) -> None:
+    world.open(host_bytes=host_bytes)
+    world.cache.pin("C", True)
+    lost = [world.placed(digest) for digest in "abc"]
+    again = world.ready("b")
+    with pytest.raises(RuntimeError, match="lost under those who use them"):
+        world.cache.reset()
+    world.cache.displace(lost[0])
+    for lease in lost[1:]:
+        lease.release()
+    world.cache.reset()
+    world.pool.contents.clear()
+    world.cache.validate()
+    assert not sum(by_state["used"] + by_state["pinned"] for by_state in world.cache.memory().pages.values())
+    for lease in (lost[0], again):
+        assert lease.wait(TIMEOUT)
+        assert world.cache.place(lease)
+    assert [world.owner(lease) for lease in (lost[0], again, world.placed("c"))] == [{1.0}, {2.0}, {3.0}]
+    assert len(world.source.reads) == (6 if host_bytes == 1 else 3)

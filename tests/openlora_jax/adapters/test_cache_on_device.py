@@ -15,6 +15,7 @@ from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
 from openlora_jax.config import EngineConfig
+from tests.openlora_jax.adapters.fakes import open_cache
 from tests.openlora_jax.adapters.poison import poison_free
 from tests.openlora_jax.adapters.test_pool import CONFIG
 
@@ -40,17 +41,7 @@ def pool() -> AdapterPool:
 
 @pytest.fixture
 def cache(store: AdapterStore, pool: AdapterPool) -> Iterator[AdapterCache]:
-    cache = AdapterCache(
-        store,
-        pool,
-        CAPACITIES,
-        base_digest=BASE,
-        host_bytes=1 << 16,
-        threads=2,
-        load_timeout=30.0,
-        min_residency=0.0,
-        prefetch=False,
-    )
+    cache = open_cache(store, pool, CAPACITIES, BASE, host_bytes=1 << 16)
     yield cache
     cache.validate()
     cache.close()

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from openlora_jax.adapters.modules import MODULES, PAGE_RANK, POOLS
 from openlora_jax.adapters.pool import AdapterPool, _write_staged_page, pinned_memory
 from openlora_jax.adapters.synthetic import synthetic_tensors
+from tests.openlora_jax.adapters.poison import write_that_fails_when_it_runs, write_that_takes_the_pool_with_it
 from tests.openlora_jax.tiny import MODEL
 
 CONFIG = replace(
@@ -77,6 +79,22 @@ def test_vector_pages_are_written_beside_rank_pages(pinned: bool) -> None:
     np.testing.assert_array_equal(written[:, 2], vectors[:, 0])
     assert not np.any(written[:, :2])
     np.testing.assert_array_equal(snapshot(pool)["k_proj"][1][:, 1], tensors["k_proj.B"][:, 0])
+
+
+@pytest.mark.parametrize("page_write", [None, write_that_fails_when_it_runs, write_that_takes_the_pool_with_it])
+def test_a_pool_is_as_a_fresh_one_after_a_reset_whatever_became_of_it(page_write: Any) -> None:
+    pool, tensors = make_pool(), make_adapter(1, {"q_proj": 2, "up_proj": 1})
+    fresh, zeros = snapshot(pool), {module: a.sharding for module, (a, *_) in pool.arrays.items()}
+    pool._write = page_write or pool._write
+    with suppress(RuntimeError):
+        write(pool, {"q_proj": (1, 2), "up_proj": (3,)}, tensors)
+        jax.block_until_ready(pool.arrays)
+        assert page_write is None
+    assert pool.lost == (page_write is not None)
+    pool.reset()
+    assert not pool.lost
+    assert {module: a.sharding for module, (a, _) in pool.arrays.items()} == zeros
+    jax.tree.map(np.testing.assert_array_equal, snapshot(pool), fresh)
 
 
 @EVERY_STAGING

@@ -1,27 +1,22 @@
 """What idle time is used for: what was asked for most comes closer, into room that is free."""
 
-from typing import Any
-
-from openlora_jax.adapters.cache import AdapterCache
 from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.quarantine import FIRST_WAIT
-from tests.openlora_jax.adapters.fakes import BASE, CAPACITIES, LOAD_TIMEOUT, SIZE, TIMEOUT, World
+from tests.openlora_jax.adapters.fakes import CAPACITIES, LOAD_TIMEOUT, SIZE, TIMEOUT, World, open_cache
 
 
 def reopened(world: World, **asked_before: float) -> None:
     """A cache after a start, whose last one saw these requests; host memory for three adapters of one page."""
-    settings: dict[str, Any] = {"host_bytes": 3 * SIZE, "threads": 2, "load_timeout": LOAD_TIMEOUT}
     world.cache.close()
-    world.cache = AdapterCache(
+    world.cache = open_cache(
         world.source,
         world.pool,
         CAPACITIES,
-        base_digest=BASE,
-        min_residency=0.0,
+        host_bytes=3 * SIZE,
+        load_timeout=LOAD_TIMEOUT,
         prefetch=True,
         asked_before=asked_before,
         clock=lambda: world.now,
-        **settings,
     )
     world.cache.on_ready = world.told.put
 

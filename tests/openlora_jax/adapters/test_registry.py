@@ -75,6 +75,17 @@ def test_a_damaged_line_is_an_error_that_names_it(path: Path, line: str) -> None
             registry.resolve("x")
 
 
+def test_without_the_damaged_line_the_store_goes_on(path: Path) -> None:
+    registry = Registry(path)
+    registry.append({"x": A})
+    sound = path.read_bytes()
+    path.write_bytes(sound + b"\x00\n" + sound.replace(b'"x"', b'"y"'))
+    with pytest.raises(BadCheckpoint, match="line 2 is no registration; take it out or restore the file"):
+        registry.resolve("x")
+    path.write_bytes(sound + sound.replace(b'"x"', b'"y"'))
+    assert set(registry.registrations()) == {"x", "y"}
+
+
 def test_a_restored_file_is_read_anew(path: Path) -> None:
     registry = Registry(path)
     registry.append({"x": A, "y": A})

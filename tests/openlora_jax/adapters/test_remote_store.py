@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import pytest
 
 from openlora_jax.adapters.artifact import array_files, artifact_digest
-from openlora_jax.adapters.cache import AdapterCache
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.pool import AdapterPool
@@ -23,6 +22,7 @@ from openlora_jax.adapters.remote_store import RemoteStore
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic, synthetic_manifest
 from openlora_jax.errors import BadCheckpoint, CannotInstall, InvalidConfig, UnknownAdapter
+from tests.openlora_jax.adapters.fakes import open_cache
 from tests.openlora_jax.tiny import MODEL
 
 BASE = "0" * 64
@@ -402,19 +402,9 @@ def test_requests_for_one_adapter_fetch_it_once(
 
     original = store._remote.fetch
     monkeypatch.setattr(store._remote, "fetch", fetch)
-    pool = AdapterPool.create(MODEL, {"q_proj": 4, "v_proj": 4}, jnp.dtype("float32"))
     capacities = {"q_proj": 4, "v_proj": 4}
-    cache = AdapterCache(
-        store,
-        pool,
-        capacities,
-        base_digest=BASE,
-        host_bytes=1 << 20,
-        threads=2,
-        load_timeout=30.0,
-        min_residency=0.0,
-        prefetch=False,
-    )
+    pool = AdapterPool.create(MODEL, capacities, jnp.dtype("float32"))
+    cache = open_cache(store, pool, capacities, BASE)
     try:
         leases = [cache.acquire(("a", there.resolve("a")))[0] for _ in range(5)]
         foreign = install_synthetic(there, MODEL, "1" * 64, {"foreign": 1})["foreign"]

@@ -1,23 +1,11 @@
 """Residency and pages against a small model: who may hold pages, and that none is lost or given twice."""
 
-from collections.abc import Mapping
-
 import pytest
 
-from openlora_jax.adapters.quarantine import Failure
 from openlora_jax.adapters.residency import Residence, Residency
-from openlora_jax.errors import AdapterUnavailable
+from tests.openlora_jax.adapters.cases import BROKEN, CAPACITIES, COUNTS
 
-CAPACITIES = {"q_proj": 6, "v_proj": 4}
 WAY_OUT = "raise pool_pages, or leave it out and start again, which plans for the local store"
-BROKEN = Failure(AdapterUnavailable, "broken")
-COUNTS: Mapping[str, Mapping[str, int]] = {
-    "a": {"q_proj": 1, "v_proj": 1},
-    "b": {"q_proj": 2},
-    "c": {"v_proj": 3},
-    "d": {"q_proj": 4, "v_proj": 2},
-    "e": {"q_proj": 5},
-}
 
 
 def resident(residency: Residency, digest: str, *, refs: int = 0, waiters: int = 0) -> Residence:

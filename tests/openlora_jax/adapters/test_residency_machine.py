@@ -5,28 +5,15 @@ over, and nobody loses pages that a lease refers to.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from openlora_jax.adapters.quarantine import Failure
 from openlora_jax.adapters.residency import Residence, Residency
-from openlora_jax.errors import AdapterUnavailable
+from tests.openlora_jax.adapters.cases import BROKEN, CAPACITIES, COUNTS
+from tests.openlora_jax.adapters.machines import FEW_OR_MANY_STEPS, take_steps
 
-CAPACITIES = {"q_proj": 6, "v_proj": 4}
-COUNTS: Mapping[str, Mapping[str, int]] = {
-    "a": {"q_proj": 1, "v_proj": 1},
-    "b": {"q_proj": 2},
-    "c": {"v_proj": 3},
-    "d": {"q_proj": 4, "v_proj": 2},
-    "e": {"q_proj": 5},
-}
 DIGESTS = st.sampled_from(sorted(COUNTS))
 MIN_RESIDENCY = 3.0
-BROKEN = Failure(AdapterUnavailable, "broken")
-STEPS = 40
-"""Of one run of the machine."""
 
 
 @dataclass(eq=False)
@@ -72,7 +59,7 @@ class Model:
 
 
 class ResidencyMachine(RuleBasedStateMachine):
-    """Requests, mixes, displacement, prefetches, unloads, pins, failures, and time that passes."""
+    """Requests, mixes, displacement, prefetches, unloads, pins, failures, a device that loses all; and time passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,6 +149,18 @@ class ResidencyMachine(RuleBasedStateMachine):
     def pin(self, digests: frozenset[str]) -> None:
         self.residency.pinned = self.model.pinned = digests
 
+    @rule()
+    def reset(self) -> None:
+        """The device loses everything."""
+        placed = [lease for lease in self.model.leases if self.model.lives(lease) and lease.placed]
+        self.residency.displace([lease.residence for lease in placed])
+        for lease in placed:
+            lease.placed = False
+        found = {residence.digest for residence in self.residency.reset()}
+        assert found == {digest for digest in self.model.pages if self.model.held(digest, placed=False)}
+        for digest in list(self.model.pages):
+            self.model.gives_back(digest)
+
     @rule(digest=DIGESTS)
     def fail(self, digest: str) -> None:
         residence = self.residency.get(digest)
@@ -202,24 +201,6 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert [self.residency.pages_by_state()[module]["free"] for module in CAPACITIES] == [5, 3]
 
 
-@pytest.mark.parametrize(
-    "steps", [2_000, pytest.param(100_000, marks=pytest.mark.slow)], ids=lambda steps: f"{steps}_steps"
-)
+@FEW_OR_MANY_STEPS
 def test_the_states_are_those_of_a_small_model(steps: int) -> None:
-    taken = [0]
-
-    class Counted(ResidencyMachine):
-        @invariant()
-        def count(self) -> None:
-            taken[0] += 1
-
-    run_state_machine_as_test(
-        Counted,
-        settings=settings(
-            max_examples=3 * steps // (2 * STEPS),  # some runs end early
-            stateful_step_count=STEPS,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-    assert taken[0] >= steps
+    take_steps(ResidencyMachine, steps)

@@ -10,7 +10,7 @@ from openlora_jax.bench.samples import Samples
 from openlora_jax.bench.throughput import Results, Workload, arms, install_adapters, measure, settings
 from openlora_jax.llm import LLM
 
-WORKLOAD = Workload(requests=3, prompt=5, new=4, adapters=(0, 1, 3), ranks=(4, 20), rounds=2)
+WORKLOAD = Workload(requests=3, prompt=5, new=4, adapters=(0, 1, 3), ranks=(4, 20), members=(1, 2), rounds=2)
 
 
 class CountingPeer:
@@ -25,8 +25,16 @@ class CountingPeer:
 
 
 def test_the_grid_has_the_base_model_once_and_every_count_with_every_rank() -> None:
-    assert [(arm.adapters, arm.rank) for arm in arms(WORKLOAD)] == [(0, 0), (1, 4), (3, 4), (1, 20), (3, 20)]
-    assert arms(WORKLOAD)[2].assign(4) == ["r4-0", "r4-1", "r4-2", "r4-0"]
+    assert [(arm.adapters, arm.rank) for arm in arms(WORKLOAD)][:5] == [(0, 0), (1, 4), (3, 4), (1, 20), (3, 20)]
+    assert [(arm.adapters, arm.rank, arm.members) for arm in arms(WORKLOAD)][5:] == [
+        (1, 4, 2),
+        (3, 4, 2),
+        (1, 20, 2),
+        (3, 20, 2),
+    ]
+    one, two, _, one_again = arms(WORKLOAD)[2].assign(4)
+    assert (one, two, one_again) == ({"r4-0": 1.0}, {"r4-1": 1.0}, one)
+    assert arms(WORKLOAD)[6].assign(3)[1:] == [{"r4-2": 0.5, "r4-3": 0.5}, {"r4-4": 0.5, "r4-5": 0.5}]
 
 
 def test_every_arm_is_measured_in_every_round(tiny_base: Path, tmp_path: Path) -> None:
@@ -37,12 +45,12 @@ def test_every_arm_is_measured_in_every_round(tiny_base: Path, tmp_path: Path) -
         results = measure(llm, WORKLOAD, peer, lambda stage, done, total: None)
         setup = report.setup(llm, WORKLOAD, peer.name)
     measured = [*results.throughput.values(), *results.step.values(), *results.peer.values(), results.floor]
-    assert len(measured) == 3 * 5 + 1
+    assert len(measured) == 3 * 9 + 1
     assert all(len(samples.values) == 2 and min(samples.values) > 0 for samples in measured)
-    assert peer.calls == [0, 1, 3, 1, 3] * 3
+    assert peer.calls == [0, 1, 3, 1, 3, 1, 3, 1, 3] * 3
     assert setup["workload"]["ranks"] == (4, 20)
     assert [row["name"] for row in report.as_json(results)["throughput"]] == [arm.name for arm in arms(WORKLOAD)]
-    assert report.table(results, WORKLOAD, peer.name).row_count == 5
+    assert report.table(results, WORKLOAD, peer.name).row_count == 9
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from openlora_jax.bench import long_tail
-from openlora_jax.bench.long_tail.coldstart import STATES
-from openlora_jax.bench.long_tail.coldstart import Workload as Coldstart
+from openlora_jax.bench.long_tail.coldstart import STATES, TOGETHER
 from openlora_jax.bench.long_tail.oversubscribe import ARMS
-from openlora_jax.bench.long_tail.oversubscribe import Workload as Oversubscribe
+from openlora_jax.bench.long_tail.workloads import Coldstart, Oversubscribe
 from openlora_jax.cli import loading
-from openlora_jax.cli.bench import _plot
+from openlora_jax.cli.bench_long_tail import _plot
 from openlora_jax.config import EngineConfig
 from openlora_jax.llm import LLM
 from tests.openlora_jax.cli.conftest import Ended, RunCli
@@ -43,7 +42,24 @@ def run(openlora: RunCli, folder: Path, command: str, *arguments: object) -> tup
 
 
 def test_coldstart(openlora: RunCli, tiny_base: Path, tmp_path: Path) -> None:
-    asked = ("--prompt", 20, "--new", 3, "--streams", 2, "--alone", 1, "--beside", 2, "--rate", 50, "--rounds", 2)
+    asked = (
+        "--prompt",
+        20,
+        "--new",
+        3,
+        "--streams",
+        2,
+        "--alone",
+        1,
+        "--bursts",
+        1,
+        "--beside",
+        2,
+        "--rate",
+        50,
+        "--rounds",
+        2,
+    )
     small = ("--stream-new", 100, "--ranks", "8,20", "--pages", 8)
     ended, written = run(openlora, tmp_path, "coldstart", "--base", tiny_base, *asked, *small)
     alone, beside = written["results"]["settings"]["alone"], written["results"]["settings"]["beside"]
@@ -56,6 +72,11 @@ def test_coldstart(openlora: RunCli, tiny_base: Path, tmp_path: Path) -> None:
                 ended_well = each["loads"]["ended"]
                 assert ended_well.get("disk", 0) == requests * from_disk
                 assert ended_well.get("host", 0) == requests * from_host
+    together = written["results"]["settings"]["together"]
+    assert set(together) == set(TOGETHER)
+    for state, runs in together.items():
+        assert [len(run["ttft"]) for run in runs] == [4] * 2
+        assert [run["loads"]["ended"].get("disk", 0) for run in runs] == [4 * (state != "warm")] * 2
     assert all(gap > 0 for run in beside["warm"] for gap in run["neighbours_gaps"])
     assert written["setup"]["workload"]["prompt"] == 20
     assert [line for line in (tmp_path / "b.md").read_text().splitlines() if line.startswith("| beside, disk")]

@@ -178,6 +178,16 @@ def test_a_wrong_output_is_named_before_anything_loads(openlora: RunCli, tmp_pat
         assert message in ended.err
 
 
+@pytest.mark.parametrize("command", ["generate", "score"])
+def test_an_adapter_that_is_not_in_the_store_is_named_before_anything_loads(
+    openlora: RunCli, tiny_store: Path, command: str
+) -> None:
+    rows = lines({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b", "adapter": "none"})
+    ended = openlora(command, "--base", "nowhere", "--store", tiny_store, "--input", "-", stdin=rows)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert "-:3: unknown adapter 'none'" in ended.err
+
+
 def test_a_servers_configuration_names_base_and_store(
     openlora: RunCli, tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -190,11 +200,11 @@ def test_a_servers_configuration_names_base_and_store(
     monkeypatch.setattr(loading, "load", load)
     monkeypatch.setattr(tiny_llm, "close", lambda: None)
     file = tmp_path / "server.yaml"
-    file.write_text("base: B\nstore: S\nlisten: 127.0.0.1:1\nmax_rows: 4\n")
+    file.write_text(f"base: B\nstore: {tmp_path}\nlisten: 127.0.0.1:1\nmax_rows: 4\n")
     rows = lines({"prompt": "a", "completion": "b"})
     assert openlora("score", "--config", file, "--input", "-", stdin=rows).status == 0
     assert openlora("score", "--config", file, "--base", "X", "--input", "-", stdin=rows).status == 0
-    assert loaded == [("B", "S", EngineConfig(max_rows=4)), ("X", "S", EngineConfig(max_rows=4))]
+    assert loaded == [(base, str(tmp_path), EngineConfig(max_rows=4)) for base in "BX"]
 
 
 async def test_a_server_answers_the_same_way(openlora: RunCli, address: str) -> None:

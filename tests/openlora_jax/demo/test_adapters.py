@@ -10,7 +10,7 @@ import pytest
 from safetensors.flax import load_file
 
 import openlora_jax.demo
-from openlora_jax.demo.prompts import PROMPTS
+from openlora_jax.demo.prompts import PROMPTS, SLIDER
 
 DEMO = Path(openlora_jax.demo.__file__).parent
 NAMES = ("json", "sql", "sentiment", "pirate")
@@ -76,3 +76,10 @@ def test_prompts_show_the_base_every_adapter_and_a_mix() -> None:
     assert all(frozenset({name}) in shown for name in NAMES)
     assert any(len(names) > 1 for names in shown)
     assert frozenset().union(*shown) == set(NAMES)
+
+
+def test_the_slider_goes_from_one_adapter_to_the_other() -> None:
+    assert all(prompt.messages == SLIDER[0].messages for prompt in SLIDER)
+    weights = [tuple(prompt.adapters.values()) for prompt in SLIDER]
+    assert weights == [(0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)]
+    assert len({tuple(prompt.adapters) for prompt in SLIDER}) == 1

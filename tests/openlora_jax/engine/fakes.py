@@ -204,6 +204,10 @@ class FakeAdapters:
         for lease in leases:
             lease.placed = False
 
+    def reset(self) -> None:
+        assert not any(lease.placed for lease in self.leases)
+        self.resident, self.content, self.placed_at = {}, {}, {}
+
     def _fresh(self) -> set[str]:
         """What others wait for and has not had its time."""
         awaited = {lease.digest for lease in self.leases if not lease.placed and lease.resident}

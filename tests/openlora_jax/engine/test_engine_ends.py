@@ -104,6 +104,22 @@ def test_a_failing_step_ends_who_runs_and_the_engine_goes_on(where: str) -> None
     check(REQUESTS["n"], answer_of(REQUESTS["n"], bench))
 
 
+def test_after_a_failed_step_adapters_are_written_anew() -> None:
+    """Of those who wait too, be it that they had found room for their adapters, and not for their rows."""
+    bench = Bench(small_config(work_items=8))
+    bench.submit(generate([5], {"a5": 1.0}, n=2, max_tokens=100))
+    bench.engine.step()
+    requests = [generate([5], {"a5": 1.0}), generate([6], {"a2": 1.0}), generate([7], {"a5": 0.5, "a2": 0.5})]
+    streams = [bench.submit(request) for request in requests]
+    bench.engine.step()
+    assert [lease.placed for lease in bench.adapters.leases] == [True, True, False, False, False]
+    bench.runner.fail_read = RuntimeError("a page write has failed")
+    bench.settle()
+    for request, stream in zip(requests, streams, strict=True):
+        check(request, collect(stream))
+    assert bench.adapters.writes == 3
+
+
 def test_a_step_that_keeps_failing_stops_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(small_config())
     streams = [bench.submit(generate([5], max_tokens=100)) for _ in range(9)]

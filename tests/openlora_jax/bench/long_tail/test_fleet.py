@@ -7,9 +7,9 @@ import pytest
 
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
-from openlora_jax.bench.long_tail import fleet as fleet_module
-from openlora_jax.bench.long_tail import page_cache
+from openlora_jax.bench.long_tail import fleet_store, page_cache
 from openlora_jax.bench.long_tail.fleet import Fleet
+from openlora_jax.bench.long_tail.fleet_store import install
 
 FLEET = Fleet(count=7, ranks=(8, 32))
 
@@ -19,8 +19,8 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def test_what_is_there_is_not_made_again(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_module, "SLICE", 2)
-    path = FLEET.install(tmp_path, tiny_base, silent)
+    monkeypatch.setattr(fleet_store, "SLICE", 2)
+    path = install(FLEET, tmp_path, tiny_base, silent)
     store = AdapterStore(path)
     before = dict(store.registrations())
     assert sorted(before) == [FLEET.name(index) for index in range(7)]
@@ -30,12 +30,12 @@ def test_what_is_there_is_not_made_again(tiny_base: Path, tmp_path: Path, monkey
     store.remove("00003-r32")
     made: list[str] = []
 
-    def install(*args: Any, **kwargs: Any) -> dict[str, str]:
+    def made_again(*args: Any, **kwargs: Any) -> dict[str, str]:
         made.extend(args[3])
         return install_synthetic(*args, **kwargs)
 
-    monkeypatch.setattr(fleet_module, "install_synthetic", install)
-    assert FLEET.install(tmp_path, tiny_base, silent) == path
+    monkeypatch.setattr(fleet_store, "install_synthetic", made_again)
+    assert install(FLEET, tmp_path, tiny_base, silent) == path
     assert made == ["00003-r32"]
     assert {name: each.digest for name, each in store.registrations().items()} == {
         name: each.digest for name, each in before.items()
@@ -44,7 +44,7 @@ def test_what_is_there_is_not_made_again(tiny_base: Path, tmp_path: Path, monkey
 
 def test_another_recipe_has_another_store(tiny_base: Path, tmp_path: Path) -> None:
     paths = {
-        each.install(tmp_path, tiny_base, silent)
+        install(each, tmp_path, tiny_base, silent)
         for each in (Fleet(count=1), Fleet(count=2), Fleet(count=1, dtype="float32"))
     }
     assert len(paths) == 3

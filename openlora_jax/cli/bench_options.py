@@ -1,0 +1,32 @@
+"""What the benchmarks' commands have in common: lists of numbers as options, and a file of what was measured."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write setup and samples here.")]
+
+
+def numbers(option: str, text: str, least: int, most: int) -> tuple[int, ...]:
+    """The whole numbers of a list such as 1,16. Raises BadParameter if one is none, or not from `least` to `most`."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < least or max(found) > most:
+        problem = f"{text!r} is not a list of whole numbers from {least} to {most}, like 1,16"
+        raise typer.BadParameter(problem, param_hint=option)
+    return found
+
+
+def listed(values: tuple[int, ...]) -> str:
+    """The text of such a list."""
+    return ",".join(map(str, values))
+
+
+def write(file: Path | None, setup: dict[str, Any], results: Any) -> None:
+    """Writes them as JSON, if a file is named."""
+    if file:
+        file.write_text(json.dumps({"setup": setup, "results": results}, indent=2) + "\n")
