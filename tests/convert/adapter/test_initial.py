@@ -14,7 +14,8 @@ from tests.convert.adapter.conftest import Array, Save, delta, linear, lora, wri
 
 def trained(before: dict[str, Array]) -> dict[str, Array]:
     generator = np.random.default_rng(9)
-    return {key: each + generator.normal(0, 0.01, each.shape).astype(np.float32) for key, each in before.items()}
+    change = np.float32(0.01)
+    return {key: each + change * generator.standard_normal(each.shape, np.float32) for key, each in before.items()}
 
 
 @pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora", "corda"])
