@@ -345,7 +345,8 @@ def resolve_ops(backend: BackendName) -> Ops:
 def _runner(base: Path, config: EngineConfig, model: ModelConfig, ops: Ops, plan: MemoryPlan) -> DeviceRunner:
     """The weights, and the empty caches and pool, on the device."""
     pool = AdapterPool.create(model, plan.pages, jnp.dtype(config.dtype))
-    return DeviceRunner(config, model, ops, Parameters.read(base, model, config.dtype), pool)
+    parameters = Parameters.read(base, model, config.dtype).arranged(ops.quantized_layers)
+    return DeviceRunner(config, model, ops, parameters, pool)
 
 
 def _each(field: str, values: Sequence[Item], count: int) -> Sequence[Item]:

@@ -30,6 +30,8 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 """The element types that a checkpoint may use, by their safetensors names."""
+WITH_INTEGERS: Mapping[str, np.dtype[Any]] = {**DTYPES, "I32": np.dtype("<i4")}
+"""Of one whose matrices are quantised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,21 @@ class SafetensorsFile:
     Attributes:
         tensors: the entries by name, in the order of their bytes.
 
+    Args:
+        path: the file.
+        dtypes: the element types that it may use.
+
     Raises:
-        BadCheckpoint: header or file too large, cut short or malformed; a dtype outside `DTYPES`; names, dimensions or
+        BadCheckpoint: header or file too large, cut short or malformed; a dtype outside `dtypes`; names, dimensions or
             their number beyond the limits; offsets that overlap, leave gaps or leave the file. All problems at once.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> None:
         self.path = path
+        self._dtypes = dtypes
         self._file = open_regular(path)
         try:
-            self.tensors = _read_header(path, self._file.fileno())
+            self.tensors = _read_header(path, self._file.fileno(), dtypes)
         except BaseException:
             self._file.close()
             raise
@@ -78,10 +85,10 @@ class SafetensorsFile:
         step = max(1, elements // max(1, row))
         for first in range(0, info.shape[0], step):
             shape = (min(step, info.shape[0] - first), *info.shape[1:])
-            yield self._array(name, info.start + first * row * DTYPES[info.dtype].itemsize, shape)
+            yield self._array(name, info.start + first * row * self._dtypes[info.dtype].itemsize, shape)
 
     def _array(self, name: str, start: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        array = np.empty(shape, DTYPES[self.tensors[name].dtype])
+        array = np.empty(shape, self._dtypes[self.tensors[name].dtype])
         if not read_exactly(self._file, start, array):
             raise BadCheckpoint(self.path, f"became shorter while tensor {name} was read")
         return array
@@ -98,7 +105,7 @@ class SafetensorsFile:
         self.close()
 
 
-def _read_header(path: Path, descriptor: int) -> dict[str, TensorInfo]:
+def _read_header(path: Path, descriptor: int, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, TensorInfo]:
     size = os.fstat(descriptor).st_size
     if size < 8:
         raise BadCheckpoint(path, f"has {size} bytes; not even the 8 of a safetensors header length")
@@ -111,7 +118,7 @@ def _read_header(path: Path, descriptor: int) -> dict[str, TensorInfo]:
     entries.pop("__metadata__", None)
     if len(entries) > MAX_TENSORS:
         raise BadCheckpoint(path, f"{len(entries):,} tensors, more than the limit of {MAX_TENSORS:,}")
-    parsed = [(name, _parse_entry(name, entry, 8 + length)) for name, entry in entries.items()]
+    parsed = [(name, _parse_entry(name, entry, 8 + length, dtypes)) for name, entry in entries.items()]
     _refuse(path, (info for _, info in parsed if isinstance(info, str)))
     tensors = sorted(
         ((name, info) for name, info in parsed if isinstance(info, TensorInfo)),
@@ -121,15 +128,15 @@ def _read_header(path: Path, descriptor: int) -> dict[str, TensorInfo]:
     return dict(tensors)
 
 
-def _parse_entry(name: str, entry: object, data_start: int) -> TensorInfo | str:
+def _parse_entry(name: str, entry: object, data_start: int, dtypes: Mapping[str, np.dtype[Any]]) -> TensorInfo | str:
     """The entry, or what is wrong with it."""
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         return f"tensor name {name[:40]!r}...: more than the limit of {MAX_NAME_BYTES} bytes"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         return f"tensor {name!r}: the entry must hold exactly dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        return f"tensor {name!r}: dtype {str(dtype)[:40]} is not one of {', '.join(DTYPES)}"
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        return f"tensor {name!r}: dtype {str(dtype)[:40]} is not one of {', '.join(dtypes)}"
     if not _sizes(shape):
         return f"tensor {name!r}: the shape must be a list of sizes"
     if len(shape) > MAX_DIMS:
@@ -137,7 +144,7 @@ def _parse_entry(name: str, entry: object, data_start: int) -> TensorInfo | str:
     if not _sizes(offsets) or len(offsets) != 2:
         return f"tensor {name!r}: data_offsets must be two byte offsets"
     start, end = offsets
-    need = math.prod(shape) * DTYPES[dtype].itemsize
+    need = math.prod(shape) * dtypes[dtype].itemsize
     if end - start != need:
         return f"tensor {name!r}: {dtype} {shape} needs {need:,} bytes, data_offsets give {end - start:,}"
     return TensorInfo(dtype, tuple(shape), data_start + start, data_start + end)

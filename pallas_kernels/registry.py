@@ -8,11 +8,16 @@ from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax import Array
+from jaxtyping import Float
 
+from pallas_kernels.affine import pallas_triton as affine_triton
+from pallas_kernels.affine import xla as affine_xla
+from pallas_kernels.affine.api import Affine
 from pallas_kernels.kv_write import reference as kv_write_reference
 from pallas_kernels.kv_write import xla as kv_write_xla
 from pallas_kernels.kv_write.api import KvWrite
-from pallas_kernels.layers import OverLayers, rolled, unrolled
+from pallas_kernels.layers import LayerIndex, OverLayers, rolled, unrolled
 from pallas_kernels.linear import reference as linear_reference
 from pallas_kernels.linear import xla as linear_xla
 from pallas_kernels.linear.api import Linear
@@ -22,6 +27,12 @@ from pallas_kernels.lora.api import EmbeddingLora, Lora
 from pallas_kernels.paged_attention import pallas_triton as paged_attention_triton
 from pallas_kernels.paged_attention import xla as paged_attention_xla
 from pallas_kernels.paged_attention.api import PagedAttention
+from pallas_kernels.quantized import Matrix, QuantizedMatrix
+from pallas_kernels.quantized_linear import pallas_triton as quantized_linear_triton
+from pallas_kernels.quantized_linear import reference as quantized_linear_reference
+from pallas_kernels.quantized_linear import xla as quantized_linear_xla
+from pallas_kernels.quantized_linear.api import QuantizedLinear
+from pallas_kernels.quantized_linear.layers import QuantizedLayers, separate, stacked
 from pallas_kernels.shortcut import Shortcut, declined, taken
 from pallas_kernels.threshold import pallas_triton as threshold_triton
 from pallas_kernels.threshold import xla as threshold_xla
@@ -74,6 +85,7 @@ class Ops:
 
     Attributes:
         backend: whose they are, never `auto`.
+        linear: takes quantised weights too, and gives them to `quantized_linear`.
         chosen: op -> its implementation.
     """
 
@@ -81,6 +93,9 @@ class Ops:
     over_layers: OverLayers
     shortcut: Shortcut
     linear: Linear
+    quantized_linear: QuantizedLinear
+    quantized_layers: QuantizedLayers
+    affine: Affine
     lora: Lora
     embedding_lora: EmbeddingLora
     kv_write: KvWrite
@@ -100,7 +115,17 @@ def implementations(backend: str) -> Ops:
     if backend in IMPORTS:
         import_module(IMPORTS[backend])
     functions: dict[str, Any] = {op: implementation.function for op, implementation in chosen.items()}
+    functions["linear"] = _of_either(functions["linear"], functions["quantized_linear"])
     return Ops(backend=backend, chosen=chosen, **functions)
+
+
+def _of_either(plain: Linear, quantized: QuantizedLinear) -> Linear:
+    def linear(x: Float[Array, "T L I"], weights: tuple[Matrix, ...], layer: LayerIndex) -> Float[Array, "T L O"]:
+        of_weights: Any = quantized if isinstance(weights[0], QuantizedMatrix) else plain
+        y: Array = of_weights(x, weights, layer)
+        return y
+
+    return linear
 
 
 def resolve(backend: str) -> Ops:
@@ -156,11 +181,17 @@ _ROLLED = Implementation("rolled", rolled, "one body for all layers compiles in 
 _UNROLLED = Implementation("unrolled", unrolled, "each layer's weights are known when compiled: no copy, no branch")
 _FEATURE_MAJOR = Implementation("xla", linear_xla.linear, "feature-major products, twice as fast here at few rows")
 _PLAIN = Implementation("reference", linear_reference.linear, "XLA's own product, which a kernel would have to beat")
+_NUMBERS = Implementation(
+    "reference", quantized_linear_reference.linear, "XLA makes the numbers in memory, then multiplies"
+)
+_STACKED = Implementation("stacked", stacked, "slices of one array fuse into the sums of one body for all layers")
+_SEPARATE = Implementation("separate", separate, "each layer's matrices are known when compiled")
 _SLICES = Implementation("xla", kv_write_xla.kv_write, "one slice update a tile, in place; a scatter goes by element")
 _SCATTER = Implementation("reference", kv_write_reference.kv_write, "one scatter for all tiles, in place")
 _STORES = Implementation(
     "kv_write_scatter", kv_write_xla.kv_write_scatter, "one scatter for all tiles, by plain stores"
 )
+_VECTORS = Implementation("xla", affine_xla.affine, "a loop over the work list, which most steps leave empty")
 _ITEMS = Implementation("xla", lora_xla.lora, "a loop over the work list reads each page where it lies")
 _COLUMNS = Implementation("xla", lora_xla.embedding_lora, "a loop over the work list looks up columns where they lie")
 _BLOCKS = Implementation("xla", paged_attention_xla.paged_attention, "as many turns as the longest sequence has blocks")
@@ -175,6 +206,32 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
     "over_layers": {"cpu": _ROLLED, "interpret": _ROLLED, "cuda": _UNROLLED, "tpu": _UNROLLED},
     "shortcut": {"cpu": _TAKEN, "interpret": _TAKEN, "cuda": _DECLINED, "tpu": _TAKEN},
     "linear": {"cpu": _FEATURE_MAJOR, "interpret": _FEATURE_MAJOR, "cuda": _PLAIN, "tpu": _PLAIN},
+    "quantized_linear": {
+        "cpu": Implementation(
+            "xla",
+            quantized_linear_xla.linear,
+            "one row summed code by code, more multiplied block by block in the cache",
+        ),
+        "interpret": Implementation(
+            "pallas_triton", partial(quantized_linear_triton.linear, interpret=True), _INTERPRETED
+        ),
+        "cuda": Implementation(
+            "pallas_triton",
+            quantized_linear_triton.linear,
+            "codes become numbers in registers; XLA would write them to memory and read them again",
+            _needs(AMPERE),
+        ),
+        "tpu": _NUMBERS,
+    },
+    "quantized_layers": {"cpu": _STACKED, "interpret": _SEPARATE, "cuda": _SEPARATE, "tpu": _SEPARATE},
+    "affine": {
+        "cpu": _VECTORS,
+        "interpret": Implementation("pallas_triton", partial(affine_triton.affine, interpret=True), _INTERPRETED),
+        "cuda": Implementation(
+            "pallas_triton", affine_triton.affine, "in place, where a tile has items at all", _needs(AMPERE)
+        ),
+        "tpu": _VECTORS,
+    },
     "lora": {
         "cpu": _ITEMS,
         "interpret": Implementation("pallas_triton", partial(lora_triton.lora, interpret=True), _INTERPRETED),

@@ -83,16 +83,21 @@ class GgufFile:
             BadCheckpoint: the file became shorter since it was opened.
         """
         tensor = self.tensors[name]
+        for raw in self.raw_blocks(name, elements):
+            values = dequantize(raw, tensor.kind)
+            yield values.reshape((len(raw), *tensor.shape[1:]) if len(tensor.shape) > 1 else tensor.shape)
+
+    def raw_blocks(self, name: str, elements: int) -> Iterator[NDArray[np.uint8]]:
+        """The same as the bytes of the file, `[rows, bytes]`; a vector is one row."""
+        tensor = self.tensors[name]
         rows, row_shape = (tensor.shape[0], tensor.shape[1:]) if len(tensor.shape) > 1 else (1, tensor.shape)
         row_bytes = (tensor.end - tensor.start) // rows
         step = max(1, elements // math.prod(row_shape))
         for first in range(0, rows, step):
-            count = min(step, rows - first)
-            raw = np.empty((count, row_bytes), np.uint8)
+            raw = np.empty((min(step, rows - first), row_bytes), np.uint8)
             if not read_exactly(self._file, tensor.start + first * row_bytes, raw):
                 raise BadCheckpoint(self.path, f"became shorter while tensor {name} was read")
-            values = dequantize(raw, tensor.kind)
-            yield values.reshape((count, *row_shape) if len(tensor.shape) > 1 else tensor.shape)
+            yield raw
 
     def close(self) -> None:
         self._file.close()

@@ -60,7 +60,6 @@ class HfConfig(BaseModel):
     sliding_window: Size | None = None
     use_sliding_window: bool | None = None
     layer_types: list[str] | None = None
-    quantization_config: dict[str, Any] | None = None
     bos_token_id: TokenId | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
 
@@ -107,7 +106,6 @@ def _validated(kind: type[Model], path: Path, fields: dict[str, Any]) -> Model:
 
 def _refuse_features(path: Path, family: Family, config: HfConfig) -> None:
     refused = {
-        "quantization_config": config.quantization_config is not None,
         "attention_bias": config.attention_bias and family != "qwen2",
         "mlp_bias": config.mlp_bias,
         f"hidden_act {config.hidden_act!r}": config.hidden_act != "silu",

@@ -3,15 +3,21 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
+import numpy as np
 from numpy.typing import NDArray
 
+from convert.base.gguf_blocks import as_stored
 from convert.base.gguf_file import GgufFile
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.model.config import ModelConfig
-from openlora_jax.safetensors_file import SafetensorsFile
+from openlora_jax.quantization.format import Quantization
+from openlora_jax.quantization.matrix import QuantizedMatrix
+from openlora_jax.safetensors_file import DTYPES, SafetensorsFile
 from openlora_jax.untrusted import read_json_object
 
 BLOCK_ELEMENTS = 4 << 20
@@ -31,10 +37,12 @@ class TensorSource(Protocol):
     Attributes:
         path: what the tensors are read from, for error messages.
         shapes: the shape of every tensor that the source holds.
+        quantization: what its matrices are quantised in, where that is one format.
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
+    quantization: Quantization | None
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
@@ -44,14 +52,21 @@ class TensorSource(Protocol):
         """A tensor in order, cut along its first dimension."""
         ...
 
+    def packed(self, name: str, how: Quantization) -> Iterator[QuantizedMatrix] | None:
+        """The rows of a tensor that the source stores in this very format, in order; None where it does not."""
+        ...
+
     def close(self) -> None: ...
 
 
 class SafetensorsSource:
     """The safetensors files of a Hugging Face directory, one or several."""
 
-    def __init__(self, folder: Path) -> None:
+    quantization: Quantization | None = None
+
+    def __init__(self, folder: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> None:
         self.path = folder
+        self._dtypes = dtypes
         self._files: dict[str, SafetensorsFile] = {}
         self._holder: dict[str, SafetensorsFile] = {}
         try:
@@ -64,7 +79,7 @@ class SafetensorsSource:
     def _open(self, shards: Mapping[str, set[str] | None]) -> None:
         problems = []
         for shard, indexed in shards.items():
-            file = self._files[shard] = SafetensorsFile(self.path / shard)
+            file = self._files[shard] = SafetensorsFile(self.path / shard, self._dtypes)
             for name in file.tensors:
                 if name in self._holder:
                     problems.append(f"tensor {name!r} is in {self._holder[name].path.name} and again in {shard}")
@@ -79,6 +94,9 @@ class SafetensorsSource:
 
     def blocks(self, name: str) -> Iterator[NDArray[Any]]:
         return self._holder[name].blocks(name, BLOCK_ELEMENTS)
+
+    def packed(self, name: str, how: Quantization) -> Iterator[QuantizedMatrix] | None:
+        return None
 
     def close(self) -> None:
         for file in self._files.values():
@@ -136,6 +154,8 @@ CONFIGURATION = "rope_freqs.weight"
 class GgufSource:
     """The tensors of a GGUF file of architecture `llama`, dequantised, in Hugging Face's names and order of rows."""
 
+    quantization: Quantization | None = None
+
     def __init__(self, file: GgufFile, config: ModelConfig) -> None:
         self.path = file.path
         self._file = file
@@ -149,14 +169,29 @@ class GgufSource:
     def blocks(self, name: str) -> Iterator[NDArray[Any]]:
         """See `TensorSource`. llama.cpp stores a head's rows in the order of its own rotary form; this undoes it."""
         stored = self._stored[name]
+        for block in self._file.blocks(stored, self._elements(name)):
+            yield self._in_order(name, block)
+
+    def packed(self, name: str, how: Quantization) -> Iterator[QuantizedMatrix] | None:
+        stored = self._stored[name]
+        unpack = as_stored(self._file.tensors[stored].kind, how)
+        if unpack is None:
+            return None
+        blocks = self._file.raw_blocks(stored, self._elements(name))
+        return (jax.tree.map(partial(self._in_order, name), unpack(block)) for block in blocks)
+
+    def _elements(self, name: str) -> int:
+        """Of a block: whole heads, where their rows have to be put in order."""
         if not name.endswith(ROTATED):
-            yield from self._file.blocks(stored, BLOCK_ELEMENTS)
-            return
-        width = self.shapes[name][1]
-        heads = max(1, BLOCK_ELEMENTS // (width * self._head_dim))
-        for block in self._file.blocks(stored, heads * self._head_dim * width):
-            pairs = block.reshape(-1, self._head_dim // 2, 2, width)
-            yield pairs.swapaxes(1, 2).reshape(-1, width)
+            return BLOCK_ELEMENTS
+        head = self._head_dim * self.shapes[name][1]
+        return max(1, BLOCK_ELEMENTS // head) * head
+
+    def _in_order(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        if not name.endswith(ROTATED):
+            return rows
+        pairs = rows.reshape(-1, self._head_dim // 2, 2, *rows.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(rows.shape)
 
     def close(self) -> None:
         self._file.close()

@@ -1,21 +1,24 @@
 """The driver that turns a source's tensors into the model's weights: every tensor used once, and nothing left over."""
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from convert.base.source import TensorSource
 from openlora_jax.config import Dtype
-from openlora_jax.errors import BadCheckpoint
+from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.model.config import ModelConfig
+from openlora_jax.model.stored import parts, specification, weight_bytes
 from openlora_jax.model.weight import Weight
 from openlora_jax.model.weights import weight_table
 from openlora_jax.progress import Progress
+from openlora_jax.quantization.format import Quantization
+from openlora_jax.quantization.matrix import problem
+from openlora_jax.quantization.quantize import quantize
 
 ROTARY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Old checkpoints hold the rotary frequencies, which follow from the configuration."""
@@ -25,48 +28,62 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 def convert_weights(
     source: TensorSource, config: ModelConfig, dtype: Dtype, progress: Progress
-) -> dict[str, NDArray[Any]]:
-    """Every weight of the model by flat name, as `dtype`. Memory: the result and one block of one tensor.
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every array that the model is stored as, in the order of their names; plain weights as `dtype`.
+
+    Memory: one weight as it is stored, and one block of one tensor.
 
     Raises:
         BadCheckpoint: tensors that are missing, unknown, of the wrong shape, or hold NaN or an infinity, all at once.
+        UnsupportedFeature: a matrix that cannot be in the model's format.
     """
     table = weight_table(config)
     _refuse(source, _table_problems(source, table, config))
     if config.tie_word_embeddings and HEAD in source.shapes:
         _refuse(source, _tie_problems(source))
-    values: dict[str, NDArray[Any]] = {}
+    _refuse_format(source, table)
     not_finite: list[str] = []
     total, done = weight_bytes(config, dtype), 0
-    for name, weight in table.items():
-        values[name] = _assemble(source, weight, np.dtype(jnp.dtype(dtype)), not_finite)
-        done += values[name].nbytes
+    for name in sorted(table):
+        for part, array in parts(name, _assemble(source, table[name], dtype, not_finite)).items():
+            yield part, array
+            done += array.nbytes
         progress("weights", done, total)
     _refuse(source, not_finite)
-    return values
 
 
-def weight_bytes(config: ModelConfig, dtype: Dtype) -> int:
-    """Bytes of all weights of a model."""
-    elements = sum(math.prod(weight.shape) for weight in weight_table(config).values())
-    return elements * jnp.dtype(dtype).itemsize
-
-
-def _assemble(source: TensorSource, weight: Weight, dtype: np.dtype[Any], not_finite: list[str]) -> NDArray[Any]:
+def _assemble(source: TensorSource, weight: Weight, dtype: Dtype, not_finite: list[str]) -> Any:
     """Joins a weight's sources along the first dimension; names those with a NaN or an infinity in `not_finite`."""
-    value = np.empty(weight.shape, dtype)
+    value = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), specification(weight, dtype))
     row = 0
     for name, _ in weight.sources:
         finite = True
-        for block in source.blocks(name):
-            target = value[row : row + len(block)]
-            with np.errstate(over="ignore", invalid="ignore"):
-                target[...] = block.astype(dtype, copy=False)
-            finite = finite and bool(np.isfinite(target).all())
-            row += len(block)
+        for block in _blocks(source, name, weight.quantization, np.dtype(dtype)):
+            arrays = jax.tree.leaves(block)
+            for target, array in zip(jax.tree.leaves(value), arrays, strict=True):
+                target[row : row + len(array)] = array
+                finite = finite and bool(np.isfinite(array).all())
+            row += len(arrays[0])
         if not finite:
-            not_finite.append(f"tensor {name} in {source.file_of(name).name}: holds NaN or an infinity as {dtype}")
+            kind = weight.quantization or dtype
+            not_finite.append(f"tensor {name} in {source.file_of(name).name}: holds NaN or an infinity as {kind}")
     return value
+
+
+def _blocks(source: TensorSource, name: str, how: Quantization | None, dtype: np.dtype[Any]) -> Iterator[Any]:
+    """A tensor's rows in the model's format: as the source stores them, if it does so, else out of its numbers."""
+    if how is not None and (packed := source.packed(name, how)) is not None:
+        yield from packed
+        return
+    for block in source.blocks(name):
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield block.astype(dtype, copy=False) if how is None else quantize(block.astype(np.float32), how)
+
+
+def _refuse_format(source: TensorSource, table: Mapping[str, Weight]) -> None:
+    for name, weight in table.items():
+        if weight.quantization and (reason := problem(weight.shape, weight.quantization)):
+            raise UnsupportedFeature(source.path, f"{weight.quantization.format} of {name}: {reason}", "use int8")
 
 
 def _table_problems(source: TensorSource, table: Mapping[str, Weight], config: ModelConfig) -> Iterable[str]:

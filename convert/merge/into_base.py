@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.base.weights import weight_bytes
 from convert.merge.sources import Source
 from openlora_jax.adapters.factors import F32
 from openlora_jax.adapters.modules import module_name, module_shapes
@@ -17,6 +16,7 @@ from openlora_jax.digest import ContentDigest
 from openlora_jax.errors import InvalidRequest
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.model.config import ModelConfig
+from openlora_jax.model.stored import weight_bytes
 from openlora_jax.model.streaming import NewWeights, StoredWeights
 from openlora_jax.model.weight import Weight
 from openlora_jax.model.weights import weight_table
@@ -60,11 +60,14 @@ def merge_into_base(base: Path, sources: Sequence[Source], destination: Path, pr
         A report as JSON.
 
     Raises:
-        InvalidRequest: a merged weight is not finite.
+        InvalidRequest: a merged weight is not finite, or the base is quantised.
         BadCheckpoint: the base is damaged.
         CannotInstall: the destination is in use, or the disk is full or not writable.
     """
     found = BaseManifest.read(base)
+    if found.config.quantization is not None:
+        problem = f"holds {found.config.quantization}, and sums would be rounded anew; merge into the plain base"
+        raise InvalidRequest("base", f"{problem}, then quantise what comes of it")
     stored = StoredWeights(base, found.config)
     config = _untied(found.config, sources)
     table, stored_table, modules = weight_table(config), weight_table(found.config), _modules(config)

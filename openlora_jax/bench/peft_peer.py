@@ -12,6 +12,7 @@ from openlora_jax.errors import InvalidConfig
 from openlora_jax.model.checkpoint import BaseManifest, read_weights
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.weights import weight_table
+from pallas_kernels.quantized import QuantizedMatrix, dense
 
 
 class PeftPeer:
@@ -68,7 +69,11 @@ def _transformers_model(base: Path) -> Any:
     for name, values in read_weights(base, config, "float32").items():
         sources = weight_table(config)[name].sources
         cuts = np.cumsum([rows for _, rows in sources])[:-1]
-        for (source, _), part in zip(sources, np.split(np.asarray(values), cuts), strict=True):
+        for (source, _), part in zip(
+            sources,
+            np.split(np.asarray(dense(values) if isinstance(values, QuantizedMatrix) else values), cuts),
+            strict=True,
+        ):
             state[source] = torch.from_numpy(part.copy())
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]

@@ -1,6 +1,7 @@
 """`openlora convert`: base models and adapters of others to ours, merged ones, and back."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ import typer
 from openlora_jax.cli.merge import export, merge
 from openlora_jax.config import Dtype
 from openlora_jax.errors import AdapterExists, InvalidRequest
+from openlora_jax.quantization.format import Groups
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -22,24 +24,33 @@ def convert() -> None:
 
 @app.command()
 def base(
-    source: Annotated[Path, typer.Argument(help="Hugging Face directory, or .gguf file.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(help="Hugging Face directory, .gguf file, or converted base.", show_default=False)
+    ],
     destination: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
     dtype: Annotated[Dtype, typer.Option(help="Of the stored weights.")] = "float32",
-    quant: Annotated[Quant, typer.Option(help="Only none is supported yet.")] = "none",
+    quant: Annotated[Quant, typer.Option(help="Store matrices in few bits.")] = "none",
+    group: Annotated[
+        Groups | None, typer.Option(help="Columns that share a scale.", show_default="32; of nf4 64")
+    ] = None,
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="int4 without offsets.")] = False,
 ) -> None:
     """Converts a base model, and prints a JSON report."""
-    if quant != "none":
-        raise InvalidRequest("--quant", f"{quant} is not yet supported; leave it out, or give none")
+    if quant == "none" and (group or symmetric):
+        raise InvalidRequest("--group" if group else "--symmetric", "is of a quantised model; give --quant as well")
     from rich.progress import DownloadColumn
 
     from convert.base import convert_base
     from openlora_jax.cli.progress import shown_progress
 
     with shown_progress("reading", DownloadColumn()) as progress:
-        report = convert_base(source, destination, dtype, progress)
+        report = convert_base(
+            source, destination, dtype, progress, None if quant == "none" else quant, group, symmetric
+        )
     made = {"source": str(source), "destination": str(destination), "digest": report.manifest.digest, "dtype": dtype}
+    how = report.manifest.config.quantization
     sizes = {"tensors": report.tensors, "parameters": report.parameters, "bytes": report.bytes}
-    typer.echo(json.dumps(made | sizes, indent=2))
+    typer.echo(json.dumps(made | ({"quantization": asdict(how)} if how else {}) | sizes, indent=2))
 
 
 @app.command()
@@ -54,15 +65,20 @@ def adapter(
     strict_base: Annotated[
         bool, typer.Option("--strict-base", help="Refuse an adapter that names another base model.")
     ] = False,
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="The same adapter before training, of PiSSA, OLoRA or CorDA.", show_default=False),
+    ] = None,
 ) -> None:
     """Converts a PEFT LoRA checkpoint, installs it in a store under a name, and prints a JSON report."""
-    from convert.adapter import convert_adapter
+    from convert.adapter import BaseWeights, convert_adapter
     from openlora_jax.adapters.registry import check_name
     from openlora_jax.adapters.store import AdapterStore
     from openlora_jax.model.checkpoint import BaseManifest
 
     check_name(name)
-    conversion = convert_adapter(source, BaseManifest.read(base), dtype, strict_base)
+    manifest = BaseManifest.read(base)
+    conversion = convert_adapter(source, manifest, dtype, strict_base, BaseWeights(base, manifest), initial)
     if not dry_run:
         AdapterStore.create(store).install(name, conversion.manifest, conversion.tensors, replace)
     elif store.exists() and not replace:

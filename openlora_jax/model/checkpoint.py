@@ -1,7 +1,7 @@
 """A converted base model on disk.
 
 BASE/manifest.json            format, architecture, dtype, content digest, source
-BASE/weights/                 orbax: every weight of `weight_table` by its flat name
+BASE/weights/                 orbax: every weight of `weight_table` by its flat name; of a quantised one every part
 BASE/tokenizer.json, BASE/tokenizer_config.json, and BASE/chat_template.jinja where the model has one
 """
 
@@ -22,12 +22,14 @@ from pydantic import TypeAdapter, ValidationError
 from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.model.config import CHECKED, ModelConfig
-from openlora_jax.model.weight import Weight
+from openlora_jax.model.stored import joined, stored_arrays
 from openlora_jax.model.weights import weight_table
 from openlora_jax.untrusted import read_json_object
 
 FORMAT = 1
 DTYPES = tuple(np.dtype(dtype) for dtype in get_args(Dtype))
+FACTORS = (".scale", ".offset", ".step")
+"""Parts of quantised matrices that codes are multiplied by or moved by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,7 @@ class BaseManifest:
 
 
 def write_weights(base: Path, values: Mapping[str, NDArray[Any]]) -> None:
-    """Saves weights by flat name, uncompressed and without a second copy in memory."""
+    """Saves arrays by flat name, uncompressed and without a second copy in memory."""
     handlers = ocp.type_handlers
     registry = handlers.create_type_handler_registry(
         (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, handlers.ArrayHandler())
@@ -80,8 +82,8 @@ def write_weights(base: Path, values: Mapping[str, NDArray[Any]]) -> None:
         checkpointer.save((base / "weights").absolute(), args=ocp.args.PyTreeSave(dict(values)))
 
 
-def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, jax.Array]:
-    """Every weight of the model by flat name, on the default device, as `dtype`.
+def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, Any]:
+    """Every weight of the model by flat name, on the default device; those that are not quantised as `dtype`.
 
     Names, shapes and types are held against the model before a weight is read.
 
@@ -90,35 +92,48 @@ def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, jax
     """
     path = (base / "weights").absolute()
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    how = ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=np.dtype(dtype))
     table = weight_table(config)
+    arrays = stored_arrays(table, dtype)
+    how = {
+        name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=array.dtype)
+        for name, array in arrays.items()
+    }
     try:
         handler = ocp.PyTreeCheckpointHandler(use_zarr3=True)
         with ocp.Checkpointer(handler) as checkpointer:
-            check_stored(path, handler.metadata(path).tree, table)
-            args = ocp.args.PyTreeRestore(item=dict.fromkeys(table, 0), restore_args=dict.fromkeys(table, how))
+            check_stored(path, handler.metadata(path).tree, arrays)
+            args = ocp.args.PyTreeRestore(item=dict.fromkeys(arrays, 0), restore_args=how)
             values: dict[str, jax.Array] = checkpointer.restore(path, args=args)
     except (OSError, ValueError, KeyError) as error:
         raise BadCheckpoint(path, f"cannot be restored ({str(error)[:200]}); convert the model again") from error
-    return values
+    _check_scales(path, values)
+    return joined(table, values)
 
 
-def check_stored(path: Path, stored: Mapping[str, Any], table: Mapping[str, Weight]) -> None:
-    """Holds what the files say of their arrays against the table; a chunk is what a read allocates at once.
+def _check_scales(path: Path, arrays: Mapping[str, jax.Array]) -> None:
+    factors = {name: array for name, array in arrays.items() if name.endswith(FACTORS)}
+    bad = [f"{name} holds NaN or an infinity" for name, array in factors.items() if not np.isfinite(array).all()]
+    if bad:
+        raise BadCheckpoint(path, "is damaged; convert the model again", *sorted(bad))
+
+
+def check_stored(path: Path, stored: Mapping[str, Any], arrays: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Holds what the files say of their arrays against the model's; a chunk is what a read allocates at once.
 
     Raises:
-        BadCheckpoint: arrays that are missing, unknown or not as the table asks for.
+        BadCheckpoint: arrays that are missing, unknown or not as the model asks for.
     """
-    problems = [f"{name} is missing" for name in table.keys() - stored.keys()]
-    problems += [f"{str(name)[:100]} is unknown" for name in stored.keys() - table.keys()]
-    for name in table.keys() & stored.keys():
-        shape, array = table[name].shape, stored[name]
+    problems = [f"{name} is missing" for name in arrays.keys() - stored.keys()]
+    problems += [f"{str(name)[:100]} is unknown" for name in stored.keys() - arrays.keys()]
+    for name in arrays.keys() & stored.keys():
+        shape, dtype, array = arrays[name].shape, arrays[name].dtype, stored[name]
+        dtypes = DTYPES if dtype in DTYPES else (dtype,)
         if not isinstance(array, ArrayMetadata):
             problems.append(f"{name} is no array")
         elif array.shape != shape:
             problems.append(f"{name} has shape {list(array.shape)}, the model asks for {list(shape)}")
-        elif array.dtype not in DTYPES:
-            problems.append(f"{name} holds {array.dtype}, not one of {', '.join(map(str, DTYPES))}")
+        elif array.dtype not in dtypes:
+            problems.append(f"{name} holds {array.dtype}, not one of {', '.join(map(str, dtypes))}")
         elif array.storage and math.prod(array.storage.chunk_shape or ()) > math.prod(shape):
             problems.append(f"{name} has chunks larger than itself")
     if problems:

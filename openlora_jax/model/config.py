@@ -1,9 +1,11 @@
-"""What a decoder-only base model is: the facts that a checkpoint must supply. Nothing here has a default."""
+"""What a decoder-only base model is: the facts that a checkpoint must supply, and how its matrices are stored."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
+
+from openlora_jax.quantization.format import Quantization
 
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
 Layers = Annotated[int, Field(ge=1, le=1024)]
@@ -31,7 +33,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The architecture of a base model.
+    """The architecture of a base model. What it computes has no default.
 
     These hold: `num_heads` is a multiple of `num_kv_heads`, `head_dim` is even, all sizes are positive.
     """
@@ -55,6 +57,7 @@ class ModelConfig:
     qk_norm: bool
     bos_token_id: TokenId | None
     eos_token_ids: tuple[TokenId, ...]
+    quantization: Quantization | None = None
 
     @property
     def q_size(self) -> int:
@@ -65,4 +68,5 @@ class ModelConfig:
         return self.num_kv_heads * self.head_dim
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What the digest of a base covers; of one that is not quantised, the architecture alone."""
+        return {name: value for name, value in asdict(self).items() if name != "quantization" or value is not None}

@@ -13,6 +13,7 @@ from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.model.checkpoint import check_stored, write_weights
 from openlora_jax.model.config import ModelConfig
+from openlora_jax.model.stored import stored_arrays
 from openlora_jax.model.weight import Weight
 from openlora_jax.model.weights import weight_table
 
@@ -29,12 +30,13 @@ class StoredWeights:
         handler = ocp.PyTreeCheckpointHandler(use_zarr3=True)
         self._checkpointer = ocp.Checkpointer(handler)
         try:
-            check_stored(self._path, handler.metadata(self._path).tree, weight_table(config))
+            arrays = stored_arrays(weight_table(config), "float32")
+            check_stored(self._path, handler.metadata(self._path).tree, arrays)
         except (OSError, ValueError, KeyError) as error:
             raise self._damaged(error) from error
 
     def read(self, name: str) -> NDArray[Any]:
-        """One weight, as stored. Raises BadCheckpoint."""
+        """One array, as stored. Raises BadCheckpoint."""
         how = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
         args = ocp.args.PyTreeRestore(item={name: 0}, restore_args=how, partial_restore=True)
         try:
@@ -56,16 +58,14 @@ class NewWeights:
 
     def __init__(self, base: Path, table: Mapping[str, Weight], dtype: Dtype) -> None:
         self._path = (base / "weights").absolute()
-        self._dtype = dtype
-        write_weights(
-            base, {name: np.zeros([1] * len(weight.shape), np.dtype(dtype)) for name, weight in table.items()}
-        )
+        arrays = stored_arrays(table, dtype)
+        write_weights(base, {name: np.zeros([1] * len(array.shape), array.dtype) for name, array in arrays.items()})
 
     def write(self, name: str, value: NDArray[Any]) -> None:
-        """Writes one weight of the table, whole. Raises OSError."""
+        """Writes one array of the table's weights, whole. Raises OSError."""
         grid = {"name": "regular", "configuration": {"chunk_shape": value.shape}}
         codecs = [{"name": "bytes", "configuration": {"endian": "little"}}]
-        metadata = {"shape": value.shape, "chunk_grid": grid, "data_type": self._dtype, "codecs": codecs}
+        metadata = {"shape": value.shape, "chunk_grid": grid, "data_type": value.dtype.name, "codecs": codecs}
         folder = {"driver": "file", "path": f"{self._path}/"}
         place = {"driver": "ocdbt", "base": folder, "path": f"{name}/"}
         try:

@@ -7,20 +7,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from openlora_jax.quantization.format import Quantization
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One array of the base model.
+    """One array of the base model, or one quantised matrix.
 
     Attributes:
-        shape: as stored: products are `[out, in]`.
+        shape: of its numbers: products are `[out, in]`.
         axes: the name of each dimension.
         sources: the Hugging Face tensors that it is made of, joined along the first dimension, with their row counts.
+        quantization: the format of a quantised matrix.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     sources: tuple[tuple[str, int], ...]
+    quantization: Quantization | None = None
 
     def parameter(self) -> nnx.Param[jax.Array]:
         """The described weight as a module's parameter, still without a value."""

@@ -1,6 +1,7 @@
 """All weights of a model by flat name, for instance `layers.0.qkv.weight`; giving a model its values."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
     return {name: parameter.get_metadata()["weight"] for name, parameter in _parameters(Transformer(config)).items()}
 
 
-def with_values(model: nnx.Module, values: Mapping[str, jax.Array]) -> None:
+def with_values(model: nnx.Module, values: Mapping[str, Any]) -> None:
     """Gives every parameter of an abstract model its value, by flat name; a missing one raises KeyError."""
     for name, parameter in _parameters(model).items():
         parameter.set_value(values[name])

@@ -12,6 +12,7 @@ from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.kv_write import reference as kv_write
 from pallas_kernels.layers import Carry, LayerIndex
 from pallas_kernels.paged_attention import reference as paged_attention
+from pallas_kernels.quantized import Matrix, dense
 from pallas_kernels.registry import Ops
 
 ONLY = np.zeros((), np.int32)
@@ -32,21 +33,23 @@ def _rematerialised(count: int, step: Callable[[LayerIndex, Carry], Carry], carr
 
 
 @jax.custom_vjp
-def frozen_linear(
-    x: Float[Array, "T L I"], weights: tuple[Float[Array, "O I"], ...], layer: LayerIndex
-) -> Float[Array, "T L O"]:
+def frozen_linear(x: Float[Array, "T L I"], weights: tuple[Matrix, ...], layer: LayerIndex) -> Float[Array, "T L O"]:
     """y = x W_layer^T, whose gradient ends at x: the base does not learn, and a switch would keep all its branches'."""
-    y: Array = lax.switch(layer, [lambda x, w=weight: x @ w.T for weight in weights], x)
+    y: Array = lax.switch(layer, [lambda x, w=weight: x @ _numbers(w, x).T for weight in weights], x)
     return y
 
 
-def _forward(x: Array, weights: tuple[Array, ...], layer: LayerIndex) -> tuple[Array, tuple[object, ...]]:
+def _forward(x: Array, weights: tuple[Matrix, ...], layer: LayerIndex) -> tuple[Array, tuple[object, ...]]:
     return frozen_linear(x, weights, layer), (weights, layer)
 
 
-def _backward(kept: tuple[tuple[Array, ...], LayerIndex], dy: Array) -> tuple[Array, None, None]:
+def _backward(kept: tuple[tuple[Matrix, ...], LayerIndex], dy: Array) -> tuple[Array, None, None]:
     weights, layer = kept
-    return lax.switch(layer, [lambda dy, w=weight: dy @ w for weight in weights], dy), None, None
+    return lax.switch(layer, [lambda dy, w=weight: dy @ _numbers(w, dy) for weight in weights], dy), None, None
+
+
+def _numbers(weight: Matrix, x: Array) -> Float[Array, "O I"]:
+    return weight if isinstance(weight, Array) else dense(weight).astype(x.dtype)
 
 
 frozen_linear.defvjp(_forward, _backward)
@@ -59,8 +62,10 @@ def _write_only(
     layer: LayerIndex,
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
+    first: Int[Array, "T"],
+    length: Int[Array, "T"],
 ) -> KvCache:
-    return kv_write.kv_write(kv, k, v, ONLY, table, start)
+    return kv_write.kv_write(kv, k, v, ONLY, table, start, first, length)
 
 
 def _attend_only(

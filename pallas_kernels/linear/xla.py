@@ -18,11 +18,12 @@ def linear(
     unrolled layer loop compiles each layer anew: minutes, where this compiles one.
     """
     rows = x.reshape(-1, x.shape[-1])
-    y: Array = lax.switch(layer, [lambda rows, w=weight: _product(rows, w) for weight in weights], rows)
+    y: Array = lax.switch(layer, [lambda rows, w=weight: product(rows, w) for weight in weights], rows)
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _product(x: Float[Array, "N I"], weight: Float[Array, "O I"]) -> Float[Array, "N O"]:
+def product(x: Float[Array, "N I"], weight: Float[Array, "O I"]) -> Float[Array, "N O"]:
+    """x W^T in the faster of two forms."""
     if x.shape[0] > FEATURE_MAJOR_ROWS:
         return x @ weight.T
     # Without the barriers XLA folds the transposes away again, and with them what is gained.

@@ -11,6 +11,7 @@ from jax import Array
 
 from openlora_jax.adapters.pages import pool_capacities
 from openlora_jax.adapters.pool import AdapterPool
+from openlora_jax.config import Dtype
 from openlora_jax.engine.sampling import SamplerState, SamplingBatch
 from openlora_jax.engine.sampling_params import MAX_STOPS
 from openlora_jax.engine.step import Program
@@ -18,6 +19,7 @@ from openlora_jax.engine.work import work_list
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.forward import TileBatch
 from openlora_jax.model.parameters import Parameters
+from openlora_jax.model.stored import specification
 from openlora_jax.model.transformer import Transformer
 from openlora_jax.model.weights import weight_table, with_values
 from pallas_kernels.kv_cache import KvCache
@@ -93,14 +95,14 @@ def slicing_pools(ops: Ops) -> Ops:
     return replace(ops, lora=lora)
 
 
-def _parameters(model: ModelConfig, dtype: str) -> tuple[Any, ...]:
-    def of(values: dict[str, Array]) -> tuple[Any, ...]:
+def _parameters(model: ModelConfig, dtype: Dtype) -> tuple[Any, ...]:
+    def of(values: dict[str, Any]) -> tuple[Any, ...]:
         transformer = Transformer(model)
         with_values(transformer, values)
         parameters = Parameters.of(transformer)
         return tuple(getattr(parameters, name) for name in FIELDS)
 
-    values = {name: jax.ShapeDtypeStruct(weight.shape, dtype) for name, weight in weight_table(model).items()}
+    values = {name: specification(weight, dtype) for name, weight in weight_table(model).items()}
     parameters: tuple[Any, ...] = jax.eval_shape(of, values)
     return parameters
 
@@ -118,7 +120,8 @@ def _kv_cache(workload: Workload) -> KvCache:
 
 
 def _tiles(rows: int, table_width: int) -> TileBatch:
-    return TileBatch(np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros((rows, table_width), np.int32))
+    nothing = np.zeros(rows, np.int32)
+    return TileBatch(nothing, nothing, nothing, np.zeros((rows, table_width), np.int32))
 
 
 def _sampling(rows: int, max_rows: int, max_forbidden: int) -> SamplingBatch:

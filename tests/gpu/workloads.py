@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from openlora_jax.adapters.modules import PAGE_RANK
 from openlora_jax.config import EngineConfig
 from openlora_jax.model.config import ModelConfig, RopeScaling
+from openlora_jax.quantization.format import Quantization
 
 ROWS = 64
 RANKS = (8, 16, 24, 32, 40, 48, 56, 64)
@@ -86,4 +87,13 @@ VAST = Workload(LLAMA_8B, ENGINE.model_copy(update={"pool_pages": 1050, "wide_po
 WORKLOADS = {
     "llama-3.1-8b": Workload(LLAMA_8B, ENGINE),
     "smollm2-135m": Workload(SMOLLM2_135M, ENGINE),
+}
+
+FORMATS = {
+    "int8": Quantization(format="int8", group=32),
+    "int4": Quantization(format="int4", group=128, offsets="float16"),
+    "nf4": Quantization(format="nf4", group=64),
+}
+QUANTISED = {
+    f"llama-3.1-8b {name}": Workload(replace(LLAMA_8B, quantization=how), ENGINE) for name, how in FORMATS.items()
 }

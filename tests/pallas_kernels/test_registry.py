@@ -8,11 +8,14 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from pallas_kernels.affine.api import Affine
 from pallas_kernels.kv_write.api import KvWrite
 from pallas_kernels.layers import OverLayers
 from pallas_kernels.linear.api import Linear
 from pallas_kernels.lora.api import EmbeddingLora, Lora
 from pallas_kernels.paged_attention.api import PagedAttention
+from pallas_kernels.quantized_linear.api import QuantizedLinear
+from pallas_kernels.quantized_linear.layers import QuantizedLayers
 from pallas_kernels.registry import PLATFORMS, TABLE, Implementation, implementations, resolve
 from pallas_kernels.shortcut import Shortcut
 from pallas_kernels.threshold.api import Threshold
@@ -22,6 +25,9 @@ PROTOCOLS = {
     "over_layers": OverLayers,
     "shortcut": Shortcut,
     "linear": Linear,
+    "quantized_linear": QuantizedLinear,
+    "quantized_layers": QuantizedLayers,
+    "affine": Affine,
     "lora": Lora,
     "embedding_lora": EmbeddingLora,
     "kv_write": KvWrite,
@@ -42,7 +48,7 @@ def test_every_backend_has_every_op(backend: str) -> None:
     assert ops.chosen.keys() == PROTOCOLS.keys()
     for op, protocol in PROTOCOLS.items():
         assert isinstance(getattr(ops, op), protocol)
-        assert getattr(ops, op) is ops.chosen[op].function
+        assert getattr(ops, op) is ops.chosen[op].function or op == "linear"
         assert ops.chosen[op].name
         assert ops.chosen[op].reason
 
@@ -74,7 +80,7 @@ def test_a_gpu_that_the_kernels_do_not_know(monkeypatch: pytest.MonkeyPatch, cap
     kernels = sorted(op for op, by_backend in TABLE.items() if by_backend["cuda"].name == "pallas_triton")
     assert f"'cuda' cannot serve here: {', '.join(kernels)}: needs an NVIDIA GPU of compute" in str(caught.value)
     assert str(caught.value).endswith(capability or "?")
-    assert "linear" not in str(caught.value), "which could run"
+    assert " linear" not in str(caught.value), "which could run"
 
 
 def test_mosaic_is_cuda_with_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

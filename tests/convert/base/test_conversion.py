@@ -95,7 +95,7 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     source, _ = model(tmp_path / "hf")
     heard: list[tuple[str, int, int]] = []
     report = convert_base(source, tmp_path / "base", "float32", lambda *event: heard.append(event))
-    assert [stage for stage, done, total in heard if done == total] == ["weights", "saving"]
+    assert [stage for stage, done, total in heard if done == total] == ["weights"]
     assert all(total == report.bytes for _, _, total in heard)
 
 

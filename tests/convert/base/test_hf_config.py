@@ -123,7 +123,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mlp bias": ({"mlp_bias": True}, "mlp_bias"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     "another attention": ({"layer_types": ["linear_attention"]}, "layer type 'linear_attention'"),
-    "quantised": ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
 }
 
 

@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 
 from convert.base.hf_config import read_hf_config
 from convert.base.source import SafetensorsSource
-from convert.base.weights import convert_weights, weight_bytes
+from convert.base.weights import convert_weights
 from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
+from openlora_jax.model.stored import weight_bytes
 from tests.convert.base.checkpoints import CONFIG, Arrays, hf_tensors, write_hf
 
 
 def convert(folder: Path, tensors: Arrays, dtype: Dtype = "float32", **changes: Any) -> dict[str, NDArray[Any]]:
     write_hf(folder, {**CONFIG, **changes}, tensors)
     with closing(SafetensorsSource(folder)) as source:
-        return convert_weights(source, read_hf_config(folder), dtype, lambda *_: None)
+        return dict(convert_weights(source, read_hf_config(folder), dtype, lambda *_: None))
 
 
 def tensors_of(folder: Path, **changes: Any) -> Arrays:

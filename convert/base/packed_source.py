@@ -1,0 +1,144 @@
+"""The packed matrices of GPTQ and AWQ as a source of tensors, code by code: no number is rounded anew.
+
+A module's `qweight`, `qzeros` and `scales` stand for `w = scale (code - zero)`, all of them transposed: `[in, out]`.
+Eight codes lie in a number of 32 bits: of GPTQ's `qweight` eight rows, elsewhere eight columns, of AWQ's in an order of
+its own. https://github.com/ModelCloud/GPTQModel, https://github.com/casper-hansen/AutoAWQ
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.base.hf_packing import Packing
+from convert.base.source import BLOCK_ELEMENTS, SafetensorsSource
+from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
+from openlora_jax.quantization.format import Quantization
+from openlora_jax.quantization.matrix import Int4Matrix, QuantizedMatrix, dense
+from openlora_jax.quantization.quantize import packed
+from openlora_jax.safetensors_file import WITH_INTEGERS
+
+CODES = 8
+"""In a number of 32 bits."""
+MIDDLE = 8
+"""The zero point of all groups where they are symmetric."""
+AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which of eight columns lies in each four bits, lowest first."""
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+Codes = NDArray[np.uint8]
+
+
+class PackedSource:
+    """See `TensorSource`. A packed matrix is one tensor, under the name that it had before.
+
+    Raises:
+        BadCheckpoint: tensors of a matrix that are missing, or whose shapes contradict each other.
+    """
+
+    def __init__(self, folder: Path, packing: Packing) -> None:
+        self.path = folder
+        self.quantization: Quantization | None = packing.quantization
+        self._how = packing.quantization
+        self._packing = packing
+        self._files = SafetensorsSource(folder, WITH_INTEGERS)
+        stored = self._files.shapes
+        self._packed = {name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")}
+        parts = {f"{stem}.{part}" for stem in self._packed for part in PARTS}
+        self.shapes = {name: shape for name, shape in stored.items() if name not in parts}
+        try:
+            self.shapes |= {f"{stem}.weight": self._shape(stem) for stem in sorted(self._packed)}
+        except BaseException:
+            self.close()
+            raise
+
+    def _shape(self, stem: str) -> tuple[int, ...]:
+        """Of the matrix; holds its tensors against each other."""
+        found = self._files.shapes
+        missing = [part for part in PARTS[:3] if f"{stem}.{part}" not in found]
+        if missing:
+            raise BadCheckpoint(self.path, f"{stem} has no {' and no '.join(missing)}")
+        words = found[f"{stem}.qweight"]
+        if len(words) != 2:
+            raise BadCheckpoint(self.path, f"{stem}.qweight has {len(words)} dimensions, not 2")
+        gptq = self._packing.method == "gptq"
+        columns, rows = (words[0] * CODES, words[1]) if gptq else (words[0], words[1] * CODES)
+        groups = -(-columns // self._how.group) if self._how.group else 1
+        for part, shape in (("qzeros", (groups, rows // CODES)), ("scales", (groups, rows)), ("g_idx", (columns,))):
+            if found.get(f"{stem}.{part}", shape) != shape:
+                raise BadCheckpoint(
+                    self.path, f"{stem}.{part} has shape {found[f'{stem}.{part}']}, qweight asks for {shape}"
+                )
+        return rows, columns
+
+    def file_of(self, name: str) -> Path:
+        stem = name.removesuffix(".weight")
+        return self._files.file_of(f"{stem}.qweight" if stem in self._packed else name)
+
+    def blocks(self, name: str) -> Iterator[NDArray[Any]]:
+        if name.removesuffix(".weight") not in self._packed:
+            yield from self._files.blocks(name)
+            return
+        matrix = self._matrix(name.removesuffix(".weight"))
+        step = max(1, BLOCK_ELEMENTS // self.shapes[name][1])
+        for first in range(0, self.shapes[name][0], step):
+            yield np.asarray(dense(jax.tree.map(lambda part: part[first : first + step], matrix)))  # noqa: B023
+
+    def packed(self, name: str, how: Quantization) -> Iterator[QuantizedMatrix] | None:
+        if how != self._how or name.removesuffix(".weight") not in self._packed:
+            return None
+        return iter([self._matrix(name.removesuffix(".weight"))])
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _matrix(self, stem: str) -> Int4Matrix:
+        """A module's matrix, whole."""
+        self._check_order(stem)
+        exact = self._read(f"{stem}.scales").T
+        with np.errstate(over="ignore"):
+            scale = np.ascontiguousarray(exact.astype(np.float16))
+        if not np.array_equal(scale.astype(np.float32), exact.astype(np.float32)) and np.isfinite(scale).all():
+            raise BadCheckpoint(self.path, f"{stem}.scales are so small that float16 does not hold them")
+        zero = self._columns(f"{stem}.qzeros").T + np.uint8(self._packing.zero)
+        gptq = self._packing.method == "gptq"
+        codes = _rows(self._read(f"{stem}.qweight")) if gptq else self._columns(f"{stem}.qweight")
+        offset = None
+        if self._how.offsets is not None:
+            offset = -(scale.astype(np.float32) * zero.astype(np.float32))
+        elif (zero != MIDDLE).any():
+            raise BadCheckpoint(self.path, f"{stem}.qzeros are not all {MIDDLE}, although sym is true")
+        return Int4Matrix(packed(np.ascontiguousarray(codes.T)), scale, offset)
+
+    def _check_order(self, stem: str) -> None:
+        """GPTQ may put columns into groups by their importance instead of by their place."""
+        if f"{stem}.g_idx" not in self._files.shapes:
+            return
+        found = self._read(f"{stem}.g_idx")
+        group = self._how.group or len(found)
+        if not np.array_equal(found, np.arange(len(found)) // group):
+            remedy = "use a checkpoint that was quantised with desc_act false"
+            raise UnsupportedFeature(self.path, f"desc_act of {stem}, whose groups are no neighbours,", remedy)
+
+    def _columns(self, name: str) -> Codes:
+        """Codes that lie eight columns in a number."""
+        words = self._read(name).view(np.uint32)
+        order = AWQ_COLUMNS if self._packing.method == "awq" else range(CODES)
+        codes = np.empty((*words.shape, CODES), np.uint8)
+        for place, column in enumerate(order):
+            codes[:, :, column] = words >> np.uint32(4 * place) & 15
+        return codes.reshape(len(words), -1)
+
+    def _read(self, name: str) -> NDArray[Any]:
+        return np.concatenate(list(self._files.blocks(name)))
+
+
+def _rows(words: NDArray[np.int32]) -> Codes:
+    """Codes that lie eight rows in a number."""
+    codes = np.empty((len(words), CODES, words.shape[1]), np.uint8)
+    for place in range(CODES):
+        codes[:, place] = words.view(np.uint32) >> np.uint32(4 * place) & 15
+    return codes.reshape(-1, words.shape[1])

@@ -1,0 +1,135 @@
+"""For CUDA: codes become numbers in registers, on their way to the tensor cores; the matrix itself never exists.
+
+A program owns rows of x and rows of W and computes their part of y transposed, W x^T: what is made in registers is the
+left operand, which tensor cores can take from there. Of codes of 4 bits the low halves of a block of bytes are one
+product and the high halves another, whose columns of x lie 16 further on.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, ShapeDtypeStruct, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Bool, Float, Float32, Int
+
+from pallas_kernels.layers import LayerIndex
+from pallas_kernels.quantized import BLOCK, NF4, Int4Matrix, Int8Matrix, Nf4Matrix, QuantizedMatrix, group_of, shape_of
+from pallas_kernels.quantized_linear import reference
+from pallas_kernels.quantized_linear.config import MOST_ROWS, quantized_linear_config
+from pallas_kernels.quantized_linear.shapes import check_quantized_linear
+from pallas_kernels.triton_call import triton_call
+
+Ref = Any
+HALF = BLOCK // 2
+
+
+def linear(
+    x: Float[Array, "T L I"], weights: tuple[QuantizedMatrix, ...], layer: LayerIndex, *, interpret: bool = False
+) -> Float[Array, "T L O"]:
+    """y = x W_layer^T; W's numbers are rounded to the dtype of x. Where x has many rows, XLA makes them and multiplies.
+
+    Raises:
+        ValueError: shapes or dtypes that the kernel does not serve.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.shape[0] > MOST_ROWS:
+        return reference.linear(x, weights, layer)
+    if isinstance(layer, np.ndarray):
+        y = _product(rows, weights[int(layer)], interpret)
+    else:
+        y = lax.switch(layer, [lambda rows, w=weight: _product(rows, w, interpret) for weight in weights], rows)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _product(x: Float[Array, "N I"], weight: QuantizedMatrix, interpret: bool) -> Float[Array, "N O"]:
+    check_quantized_linear(x, weight)
+    outs, columns = shape_of(weight)
+    config = quantized_linear_config(x.shape[0], outs)
+
+    def quantized_linear_kernel(x_ref: Ref, *refs: Ref) -> None:
+        *parts, y_ref = refs
+        row = pl.program_id(0) * config.rows + jnp.arange(config.rows, dtype=jnp.int32)
+        out = pl.program_id(1) * config.outs + jnp.arange(config.outs, dtype=jnp.int32)
+        row_inside, out_inside = row < x_ref.shape[0], out < outs
+
+        def add_block(turn: Array, sums: Float32[Array, "O N"]) -> Float32[Array, "O N"]:
+            byte = turn * config.block + jnp.arange(config.block, dtype=jnp.int32)
+            for column, numbers in _numbers(_Block(weight, parts, out, out_inside, byte)):
+                mask = row_inside[:, None] & (column < columns)[None, :]
+                x = plgpu.load(x_ref.at[row[:, None], column[None, :]], mask=mask, other=0)
+                sums += _dot(numbers.astype(x.dtype), x.T)
+            return sums
+
+        turns = pl.cdiv(weight.codes.shape[1], config.block)
+        zeros = jnp.zeros((config.outs, config.rows), jnp.float32)
+        sums = lax.fori_loop(jnp.int32(0), jnp.int32(turns), add_block, zeros)
+        mask = out_inside[:, None] & row_inside[None, :]
+        plgpu.store(y_ref.at[row[None, :], out[:, None]], sums.astype(y_ref.dtype), mask=mask)
+
+    operands = [part for part in weight if part is not None]
+    if isinstance(weight, Nf4Matrix):
+        operands.append(jnp.asarray(NF4, jnp.float32))
+    call = triton_call(
+        quantized_linear_kernel,
+        ShapeDtypeStruct((x.shape[0], outs), x.dtype),
+        grid=(pl.cdiv(x.shape[0], config.rows), pl.cdiv(outs, config.outs)),
+        warps=config.warps,
+        stages=config.stages,
+        interpret=interpret,
+    )
+    y: Array = call(x, *operands)
+    return y
+
+
+class _Block(NamedTuple):
+    """Some bytes of some rows of W; `parts` are references to its arrays, and last the levels where it is nf4."""
+
+    weight: QuantizedMatrix
+    parts: list[Ref]
+    out: Int[Array, "O"]
+    out_inside: Bool[Array, "O"]
+    byte: Int[Array, "C"]
+
+
+def _numbers(block: _Block) -> Iterator[tuple[Int[Array, "C"], Float32[Array, "O C"]]]:
+    """What the codes stand for, and the columns that they are of. Past the last byte they are finite, and mean nothing.
+
+    A block of 32 columns is never of two groups.
+    """
+    codes = _load(block, 0, block.byte, block.weight.codes.shape[1])
+    if isinstance(block.weight, Int8Matrix):
+        yield block.byte, codes.astype(jnp.float32) * _per_group(block, 1, block.byte)
+        return
+    low = BLOCK * lax.div(block.byte, jnp.int32(HALF)) + lax.rem(block.byte, jnp.int32(HALF))
+    scale = _per_group(block, 1, low)
+    if isinstance(block.weight, Nf4Matrix):
+        step = plgpu.load(block.parts[2].at[block.out], mask=block.out_inside, other=0.0)
+        scale = step[:, None] * (scale * scale)
+    offset = -8 * scale
+    if isinstance(block.weight, Int4Matrix) and block.weight.offset is not None:
+        offset = _per_group(block, 2, low)
+    for column, half in ((low, codes & 15), (low + HALF, codes >> 4)):
+        if isinstance(block.weight, Nf4Matrix):
+            yield column, scale * plgpu.load(block.parts[-1].at[half.astype(jnp.int32)])
+        else:
+            yield column, scale * half.astype(jnp.float32) + offset
+
+
+def _per_group(block: _Block, part: int, column: Int[Array, "C"]) -> Float32[Array, "O C"]:
+    group = jnp.int32(group_of(block.weight))
+    return _load(block, part, lax.div(column, group), block.parts[part].shape[1]).astype(jnp.float32)
+
+
+def _load(block: _Block, part: int, column: Int[Array, "C"], columns: int) -> Array:
+    mask = block.out_inside[:, None] & (column < columns)[None, :]
+    loaded: Array = plgpu.load(block.parts[part].at[block.out[:, None], column[None, :]], mask=mask, other=0)
+    return loaded
+
+
+def _dot(left: Array, right: Array) -> Array:
+    """Summed in float32. Without being told otherwise, float32 itself would be rounded to TF32's 10 bits first."""
+    precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,192 @@
+"""GPTQ's and AWQ's checkpoints, packed here number by number as the formats are described."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from convert.base import convert_base
+from convert.base.hf_config import read_hf_config
+from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
+from openlora_jax.model.checkpoint import read_weights
+from openlora_jax.model.weights import weight_table
+from openlora_jax.quantization.quantize import quantize
+from pallas_kernels.quantized import Int4Matrix, QuantizedMatrix, dense
+from tests.convert.base.checkpoints import CONFIG, hf_tensors, write_hf
+
+FIELDS = {**CONFIG, "hidden_size": 64, "intermediate_size": 96}
+AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+"""In which four bits, counted from the lowest, the first, the second ... of eight columns lies."""
+
+
+class Packed(NamedTuple):
+    """A matrix as it is packed, and the numbers that it stands for."""
+
+    tensors: dict[str, NDArray[Any]]
+    numbers: NDArray[np.float64]
+
+
+def pack(
+    method: str, shape: tuple[int, ...], group: int, seed: int, zero_less: int = 0, symmetric: bool = False
+) -> Packed:
+    """Random codes, scales and zero points of `[rows, columns]`; `zero_less` is what is taken off zero points."""
+    generator = np.random.default_rng(seed)
+    rows, columns = shape
+    groups = -(-columns // group)
+    codes = generator.integers(0, 16, (columns, rows))
+    zeros = np.full((groups, rows), 8) if symmetric else generator.integers(1, 16, (groups, rows))
+    scales = generator.uniform(0.001, 0.02, (groups, rows)).astype(np.float16)
+    numbers = np.empty((rows, columns))
+    for column in range(columns):
+        numbers[:, column] = scales[column // group].astype(np.float64) * (codes[column] - zeros[column // group])
+    words = by_rows(codes) if method == "gptq" else by_columns(codes, AWQ_PLACES)
+    order = tuple(range(8)) if method == "gptq" else AWQ_PLACES
+    tensors: dict[str, NDArray[Any]] = {
+        "qweight": words,
+        "qzeros": by_columns(zeros - zero_less, order),
+        "scales": scales,
+    }
+    if method == "gptq":
+        tensors["g_idx"] = (np.arange(columns) // group).astype(np.int32)
+    return Packed(tensors, numbers)
+
+
+def by_rows(codes: NDArray[np.int64]) -> NDArray[np.int32]:
+    words = [
+        sum(int(codes[8 * word + place, column]) << 4 * place for place in range(8))
+        for word, column in np.ndindex(len(codes) // 8, codes.shape[1])
+    ]
+    return np.array(words, np.uint32).view(np.int32).reshape(len(codes) // 8, -1)
+
+
+def by_columns(codes: NDArray[np.int64], places: tuple[int, ...]) -> NDArray[np.int32]:
+    words = [
+        sum(int(codes[row, 8 * word + column]) << 4 * place for column, place in enumerate(places))
+        for row, word in np.ndindex(len(codes), codes.shape[1] // 8)
+    ]
+    return np.array(words, np.uint32).view(np.int32).reshape(len(codes), -1)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False},
+    "gptq_v2": {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "checkpoint_format": "gptq_v2"},
+    "gptq symmetric": {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True},
+    "gptq rows": {"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": True},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
+}
+
+
+def checkpoint(folder: Path, settings: dict[str, Any]) -> tuple[Path, dict[str, Any], dict[str, NDArray[Any]]]:
+    """A directory whose layers are packed; its tensors, and the numbers of all of them."""
+    fields = {**FIELDS, "quantization_config": settings}
+    write_hf(folder, fields, None)
+    plain = hf_tensors(read_hf_config(folder))
+    stored: dict[str, Any] = {}
+    numbers: dict[str, NDArray[Any]] = dict(plain)
+    less = int(settings["quant_method"] == "gptq" and settings.get("checkpoint_format", "gptq") == "gptq")
+    symmetric = settings["quant_method"] == "gptq" and settings["sym"]
+    for seed, (name, tensor) in enumerate(plain.items()):
+        if "proj.weight" not in name:
+            stored[name] = tensor
+            continue
+        group = settings["group_size"] if settings["group_size"] > 0 else tensor.shape[1]
+        packed = pack(settings["quant_method"], tensor.shape, group, seed, less, symmetric)
+        stored |= {f"{name.removesuffix('.weight')}.{part}": array for part, array in packed.tensors.items()}
+        numbers[name] = packed.numbers
+    return write_hf(folder, fields, stored), stored, numbers
+
+
+def ignore(stage: str, done: int, total: int) -> None:
+    """No progress bar."""
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_codes_are_taken_over(tmp_path: Path, kind: str) -> None:
+    source, _, numbers = checkpoint(tmp_path / "hf", SETTINGS[kind])
+    config = convert_base(source, tmp_path / "base", "float32", ignore, "int4").manifest.config
+    group = SETTINGS[kind]["group_size"]
+    assert config.quantization
+    assert config.quantization.format == "int4"
+    assert config.quantization.group == (None if group < 0 else group)
+    assert config.quantization.offsets == (None if SETTINGS[kind].get("sym") else "float32")
+    values = read_weights(tmp_path / "base", config, "float32")
+    for name, weight in weight_table(config).items():
+        if name.startswith("layers") and len(weight.shape) == 2:
+            exact = np.concatenate([numbers[part] for part, _ in weight.sources])
+            assert isinstance(values[name], Int4Matrix)
+            np.testing.assert_array_equal(dense(values[name]), exact.astype(np.float32), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq"])
+def test_other_formats_are_made_of_the_numbers(tmp_path: Path, kind: str) -> None:
+    source, _, numbers = checkpoint(tmp_path / "hf", SETTINGS[kind])
+    plain = convert_base(source, tmp_path / "plain", "float32", ignore).manifest.config
+    few = convert_base(source, tmp_path / "few", "float32", ignore, "int8").manifest.config
+    exact = numbers["model.layers.1.mlp.down_proj.weight"].astype(np.float32)
+    found = read_weights(tmp_path / "plain", plain, "float32")["layers.1.down.weight"]
+    np.testing.assert_array_equal(found, exact)
+    down = read_weights(tmp_path / "few", few, "float32")["layers.1.down.weight"]
+    assert few.quantization
+    assert isinstance(down, QuantizedMatrix)
+    np.testing.assert_array_equal(dense(down), dense(quantize(exact, few.quantization)))
+
+
+UNSUPPORTED = {
+    "another method": (
+        {"quant_method": "bitsandbytes", "bits": 4},
+        "quant_method 'bitsandbytes' of quantization_config",
+    ),
+    "no method": ({"bits": 4}, "quant_method 'None' of quantization_config"),
+    "3 bits": ({**SETTINGS["gptq"], "bits": 3}, "bits '3' of quantization_config"),
+    "small groups": ({**SETTINGS["awq"], "group_size": 16}, "group_size '16' of quantization_config"),
+    "marlin": ({**SETTINGS["gptq"], "checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
+    "gemv": ({**SETTINGS["awq"], "version": "gemv"}, "version 'gemv'"),
+    "no zero points": ({**SETTINGS["awq"], "zero_point": False}, "zero_point 'False'"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_what_is_packed_in_another_way_is_refused(tmp_path: Path, kind: str) -> None:
+    settings, problem = UNSUPPORTED[kind]
+    source = write_hf(tmp_path / "hf", {**FIELDS, "quantization_config": settings}, None)
+    with pytest.raises(UnsupportedFeature, match=problem):
+        convert_base(source, tmp_path / "base", "float32", ignore, "int4")
+
+
+def damage(stored: dict[str, Any], kind: str) -> None:
+    stem = "model.layers.0.mlp.up_proj"
+    if kind == "no scales":
+        del stored[f"{stem}.scales"]
+    elif kind == "scales of another shape":
+        stored[f"{stem}.scales"] = stored[f"{stem}.scales"][:1]
+    elif kind == "NaN":
+        stored[f"{stem}.scales"][1, 3] = np.nan
+    elif kind == "too small":
+        stored[f"{stem}.scales"] = np.full(stored[f"{stem}.scales"].shape, 1.1e-7, ml_dtypes.bfloat16)
+    elif kind == "desc_act":
+        stored[f"{stem}.g_idx"] = stored[f"{stem}.g_idx"][::-1].copy()
+    elif kind == "not symmetric":
+        stored[f"{stem}.qzeros"][0, 0] ^= 1
+
+
+DAMAGED = {
+    "no scales": (SETTINGS["gptq"], "model.layers.0.mlp.up_proj has no scales"),
+    "scales of another shape": (SETTINGS["awq"], r"up_proj.scales has shape \(1, 96\), qweight asks for \(2, 96\)"),
+    "NaN": (SETTINGS["gptq"], "tensor model.layers.0.mlp.up_proj.weight in model.safetensors: holds NaN"),
+    "too small": (SETTINGS["awq"], "up_proj.scales are so small that float16 does not hold them"),
+    "desc_act": (SETTINGS["gptq"], "desc_act of model.layers.0.mlp.up_proj, whose groups are no neighbours"),
+    "not symmetric": (SETTINGS["gptq symmetric"], "up_proj.qzeros are not all 8, although sym is true"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_tensors_are_refused(tmp_path: Path, kind: str) -> None:
+    settings, problem = DAMAGED[kind]
+    source, stored, _ = checkpoint(tmp_path / "hf", settings)
+    damage(stored, kind)
+    write_hf(source, {**FIELDS, "quantization_config": settings}, stored)
+    with pytest.raises((BadCheckpoint, UnsupportedFeature), match=problem):
+        convert_base(source, tmp_path / "base", "float32", ignore, "int4")
