@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from openlora_jax.adapters.demand import UNKNOWN, Demand, divide, least_pages, pool_bytes, steady
-from openlora_jax.adapters.modules import module_shapes
+from openlora_jax.adapters.modules import VECTORS, page_shapes
 from openlora_jax.adapters.pages import CAPACITY_KEYS, pool_capacities
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import blocks_for
@@ -36,8 +36,8 @@ class MemoryPlan:
     Attributes:
         kv_blocks: the scratch block included.
         block_tokens: of a KV block.
-        pages: module name -> its rank pages, the zero page included.
-        pools: module name -> bytes of its rank pages.
+        pages: pool -> its pages, the zero page included; a pool that has none is left out.
+        pools: pool -> bytes of its pages.
         sampler: token counts, prompt tokens and bias of every slot.
         activations: what a step holds beside these at its height, estimated or observed.
         basis: the settings that it is made for.
@@ -124,7 +124,7 @@ class Sizes:
 
     Attributes:
         block: one KV block.
-        pages: module -> one rank page.
+        pages: pool -> one page.
     """
 
     weights: int
@@ -142,7 +142,7 @@ class Sizes:
             sampler=(engine.max_rows + 1) * model.vocab_size * (np.dtype("i4").itemsize + np.dtype("f4").itemsize + 1),
             activations=_activations(engine, model) if seen is None else int(SLACK * seen),
             block=itemsize * engine.kv_block * 2 * model.num_layers * model.kv_size,
-            pages={module: itemsize * shape.page_elements for module, shape in module_shapes(model).items()},
+            pages={pool: itemsize * shape.elements for pool, shape in page_shapes(model).items()},
         )
 
 
@@ -166,32 +166,40 @@ def _basis(engine: EngineConfig, budget: int | None) -> str:
 
 def _suffices(kept: Planned, observed: Observed, sizes: Sizes, demand: Demand, budget: int | None) -> bool:
     """Whether the last plan left nobody short, has room for all that is registered now, and is within the budget."""
-    if observed.preemptions or observed.evictions or kept.pages.keys() != sizes.pages.keys():
+    if observed.preemptions or observed.evictions or not kept.pages.keys() <= sizes.pages.keys():
         return False
     held = sizes.weights + sizes.sampler + kept.kv_blocks * sizes.block + pool_bytes(kept.pages, sizes.pages)
-    fits = all(count < kept.pages[module] for kind in demand.kinds for module, count in kind)
+    fits = all(count < kept.pages.get(pool, 0) for kind in demand.kinds for pool, count in kind)
     return fits and (budget is None or held + sizes.activations <= budget)
 
 
 def _counts(
     engine: EngineConfig, sizes: Sizes, demand: Demand, observed: Observed | None, budget: int | None
 ) -> tuple[dict[str, int], int]:
-    """Pages of every module, and KV blocks."""
-    fixed = {module: getattr(engine, key) for module, key in CAPACITY_KEYS.items() if key in engine.model_fields_set}
+    """Pages of every pool that has any, and KV blocks."""
+    given = engine.model_fields_set
+    fixed = {pool: count for pool, count in pool_capacities(engine).items() if CAPACITY_KEYS[pool] in given}
+    page_bytes = _page_bytes(engine, sizes, demand)
     kv, pool = engine.kv_blocks * sizes.block, pool_bytes(pool_capacities(engine), sizes.pages)
     left = kv + pool if budget is None else budget - sizes.weights - sizes.sampler - sizes.activations
     if "kv_blocks" in engine.model_fields_set:
-        return divide(demand, sizes.pages, fixed, left - kv), engine.kv_blocks
+        return divide(demand, page_bytes, fixed, left - kv), engine.kv_blocks
     room = left * pool // (kv + pool)
     if observed:
         room = _as_observed(observed, room, left, sizes.block // engine.kv_block)
     least_kv = min(1 + blocks_for(engine.max_model_len, engine.kv_block), engine.kv_blocks) * sizes.block
-    least_pool = pool_bytes(least_pages(demand, sizes.pages, fixed, left - least_kv), sizes.pages)
-    pages = divide(demand, sizes.pages, fixed, min(max(room, least_pool), left - least_kv))
-    blocks = max(2, 1 + steady((left - pool_bytes(pages, sizes.pages)) // sizes.block - 1))
+    least_pool = pool_bytes(least_pages(demand, page_bytes, fixed, left - least_kv), page_bytes)
+    pages = divide(demand, page_bytes, fixed, min(max(room, least_pool), left - least_kv))
+    blocks = max(2, 1 + steady((left - pool_bytes(pages, page_bytes)) // sizes.block - 1))
     if budget is None and not (observed and observed.preemptions):
         blocks = min(blocks, engine.kv_blocks)  # nobody asked for more, and nobody missed it
     return pages, blocks
+
+
+def _page_bytes(engine: EngineConfig, sizes: Sizes, demand: Demand) -> dict[str, int]:
+    """Of every pool that there is to be: of vector pages where an adapter has some, or the settings ask for them."""
+    vectors = engine.vector_pages is not None or not demand.pages.keys().isdisjoint(VECTORS)
+    return {pool: size for pool, size in sizes.pages.items() if vectors or pool not in VECTORS}
 
 
 def _as_observed(observed: Observed, room: int, left: int, token: int) -> int:

@@ -11,6 +11,9 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
+from pallas_kernels.affine import pallas_triton as affine_triton
+from pallas_kernels.affine import xla as affine_xla
+from pallas_kernels.affine.api import Affine
 from pallas_kernels.kv_write import reference as kv_write_reference
 from pallas_kernels.kv_write import xla as kv_write_xla
 from pallas_kernels.kv_write.api import KvWrite
@@ -92,6 +95,7 @@ class Ops:
     linear: Linear
     quantized_linear: QuantizedLinear
     quantized_layers: QuantizedLayers
+    affine: Affine
     lora: Lora
     embedding_lora: EmbeddingLora
     kv_write: KvWrite
@@ -187,6 +191,7 @@ _SCATTER = Implementation("reference", kv_write_reference.kv_write, "one scatter
 _STORES = Implementation(
     "kv_write_scatter", kv_write_xla.kv_write_scatter, "one scatter for all tiles, by plain stores"
 )
+_VECTORS = Implementation("xla", affine_xla.affine, "a loop over the work list, which most steps leave empty")
 _ITEMS = Implementation("xla", lora_xla.lora, "a loop over the work list reads each page where it lies")
 _COLUMNS = Implementation("xla", lora_xla.embedding_lora, "a loop over the work list looks up columns where they lie")
 _BLOCKS = Implementation("xla", paged_attention_xla.paged_attention, "as many turns as the longest sequence has blocks")
@@ -219,6 +224,14 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
         "tpu": _NUMBERS,
     },
     "quantized_layers": {"cpu": _STACKED, "interpret": _SEPARATE, "cuda": _SEPARATE, "tpu": _SEPARATE},
+    "affine": {
+        "cpu": _VECTORS,
+        "interpret": Implementation("pallas_triton", partial(affine_triton.affine, interpret=True), _INTERPRETED),
+        "cuda": Implementation(
+            "pallas_triton", affine_triton.affine, "in place, where a tile has items at all", _needs(AMPERE)
+        ),
+        "tpu": _VECTORS,
+    },
     "lora": {
         "cpu": _ITEMS,
         "interpret": Implementation("pallas_triton", partial(lora_triton.lora, interpret=True), _INTERPRETED),

@@ -4,15 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from convert.adapter.config import AdapterConfig
 from openlora_jax.adapters.modules import module_name, module_shapes
 from openlora_jax.model.config import ModelConfig
 
-Factor = Literal["A", "B"]
+Part = Literal["A", "B", "magnitude", "bias"]
 
 PREFIX = "base_model.model."
 
-_LINEAR: Mapping[str, Factor] = {".lora_A.weight": "A", ".lora_B.weight": "B"}
-_EMBEDDING: Mapping[str, Factor] = {".lora_embedding_A": "A", ".lora_embedding_B": "B"}
+_LINEAR: Mapping[str, Part] = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+_EMBEDDING: Mapping[str, Part] = {".lora_embedding_A": "A", ".lora_embedding_B": "B"}
+
+_MAGNITUDE: Mapping[str, Part] = {".lora_magnitude_vector": "magnitude"}
+_BIAS: Mapping[str, Part] = {".lora_B.bias": "bias"}
 
 TRAINING_STATE = {
     ".lora_monteclora_sampler.": "MonteCLoRA's sampler, used in training alone",
@@ -24,14 +28,14 @@ BASE_COPY = ".base_layer.weight"
 """How the copy of a base weight ends, which peft saves of embedding and head where either is targeted."""
 
 FOREIGN = {
-    ".lora_magnitude_vector": "DoRA's magnitude",
+    ".lora_magnitude_vector": "DoRA's magnitude without use_dora",
     ".lora_diag": "KaSA's diagonal",
-    ".trainable_tokens_delta": "trained token rows",
-    ".lora_B.bias": "a bias on lora_B",
+    ".trainable_tokens_delta": "trained token rows without trainable_token_indices",
+    ".lora_B.bias": "a bias on lora_B without lora_bias",
     ".bias": "a trained bias",
     ".weight": "a full copy of a module's weight (modules_to_save)",
 }
-"""Ends of names, and what they mean that is not plain LoRA."""
+"""Ends of names, and what they mean that is not served, or not what the configuration says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +47,20 @@ class Target:
     name: str
 
 
-def targets(config: ModelConfig) -> dict[str, tuple[Target, Factor]]:
-    """Every tensor name that a plain LoRA of this base may hold."""
+def parts(module: str, config: AdapterConfig) -> dict[str, Part]:
+    """Name ends of the tensors that an adapter has for each module that it targets."""
+    factors = _EMBEDDING if module == "embed_tokens" else _LINEAR
+    return {**factors, **(_MAGNITUDE if config.use_dora else {}), **(_BIAS if config.lora_bias else {})}
+
+
+def targets(model: ModelConfig, config: AdapterConfig) -> dict[str, tuple[Target, Part]]:
+    """Every tensor name that an adapter of this base may hold."""
     found = {}
-    for module, shape in module_shapes(config).items():
-        suffixes = _EMBEDDING if module == "embed_tokens" else _LINEAR
+    for module, shape in module_shapes(model).items():
         for layer in range(shape.layers):
             target = Target(module, layer, module_name(module, layer))
-            for suffix, factor in suffixes.items():
-                found[f"{PREFIX}{target.name}{suffix}"] = (target, factor)
+            for suffix, part in parts(module, config).items():
+                found[f"{PREFIX}{target.name}{suffix}"] = (target, part)
     return found
 
 
@@ -62,8 +71,8 @@ def ignored_reason(key: str) -> str | None:
     return next((reason for part, reason in TRAINING_STATE.items() if part in key), None)
 
 
-def foreign_feature(key: str) -> str | None:
-    """What a tensor belongs to that is not plain LoRA, as far as its name says."""
-    if key.endswith((*_LINEAR, *_EMBEDDING)):
+def foreign_feature(key: str, config: AdapterConfig) -> str | None:
+    """What a tensor belongs to that is not served, as far as its name says."""
+    if key.endswith((*parts("embed_tokens", config), *parts("lm_head", config))):
         return None
     return next((feature for suffix, feature in FOREIGN.items() if key.endswith(suffix)), None)

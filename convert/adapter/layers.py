@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.adapter.config import AdapterConfig
-from convert.adapter.keys import BASE_COPY, Factor, Target, foreign_feature, ignored_reason, targets
+from convert.adapter.keys import BASE_COPY, Part, Target, foreign_feature, ignored_reason, parts, targets
 from convert.adapter.patterns import Pattern
+from convert.adapter.token_rows import TokenRows, find_rows, row_keys, row_problems
+from openlora_jax.adapters.manifest import VectorKind
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.model.config import ModelConfig
@@ -21,11 +23,13 @@ UNGATHERED = (
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One module of one layer: its two tensors, and the scale that belongs to their product.
+    """One module of one layer: its tensors, and the scale that belongs to the product of two of them.
 
     Attributes:
         a: the tensor `[rank, d_in]`, or `[d_in, rank]` if transposed.
         b: the tensor `[d_out, rank]`, or `[rank, d_out]` if transposed.
+        magnitude: the tensor `[d_out]` of DoRA: the norms that the rows of the weight and its delta are given.
+        bias: the tensor `[d_out]` that is added to the product of B, before the scale.
         transposed: a head tied to an embedding: peft makes its A of the embedding's B, and the other way round.
     """
 
@@ -34,7 +38,14 @@ class Layer:
     b: str
     rank: int
     scale: float
+    magnitude: str | None = None
+    bias: str | None = None
     transposed: bool = False
+
+    @property
+    def vector(self) -> VectorKind | None:
+        """What it has a vector page for."""
+        return "gain" if self.magnitude else "bias" if self.bias else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +55,13 @@ class Layers:
     Attributes:
         layers: every one.
         ignored: the tensors that are left out, and why.
+        rows: trained rows of the embedding and the head.
         tied: embedding and head, if `ensure_weight_tying` says that they share their tensors and both have some.
     """
 
     layers: list[Layer]
     ignored: dict[str, str]
+    rows: list[TokenRows]
     tied: tuple[Layer, Layer] | None
 
 
@@ -56,53 +69,71 @@ def find_layers(path: Path, tensors: Mapping[str, TensorInfo], config: AdapterCo
     """Assigns every tensor to its module and layer, and checks its shape against configuration and base.
 
     Raises:
-        BadCheckpoint: tensors that belong to no module, lack their other half, are damaged or have the wrong shape; all
+        BadCheckpoint: tensors that belong to no module, lack others of it, are damaged or have the wrong shape; all
             of them at once. Or no tensor is left.
-        UnsupportedFeature: a tensor of something that is not plain LoRA; a pattern that cannot be matched safely.
+        UnsupportedFeature: a tensor of something that is not served; a pattern that cannot be matched safely.
     """
-    pairs, ignored = _sort(path, tensors, model)
+    by_target, ignored = _sort(path, tensors, model, config)
+    _refuse_embedding(path, by_target, config)
     scales = _Scales(path, config)
-    embedding = next((target for target in pairs if target.module == "embed_tokens"), None)
+    embedding = next((target for target in by_target if target.module == "embed_tokens"), None)
     tied = embedding if config.ensure_weight_tying and model.tie_word_embeddings else None
     layers, problems = [], _base_copy_problems(ignored, tensors, model)
-    for target, pair in pairs.items():
-        if len(pair) < 2:
-            key, missing = next(iter(pair.values())), "B" if "A" in pair else "A"
-            problems.append(f"tensor {key}: its lora_{missing} is missing")
+    rows = find_rows(tensors, config, model)
+    if config.trainable_token_indices and not rows:
+        problems.append("trainable_token_indices: there is no tensor with the rows")
+    problems += _row_problems(rows, by_target, tensors, model)
+    for target, found in by_target.items():
+        if missing := [end for end, part in parts(target.module, config).items() if part not in found]:
+            key, ends = next(iter(found.values())), " and ".join(end.removesuffix(".weight")[1:] for end in missing)
+            problems.append(f"tensor {key}: its {ends} is missing")
             continue
         rank = scales.rank(tied.name if tied and target.module == "lm_head" else target.name)
-        layer = Layer(target, pair["A"], pair["B"], rank, scales.scale(target.name))
+        vectors = found.get("magnitude"), found.get("bias")
+        layer = Layer(target, found["A"], found["B"], rank, scales.scale(target.name), *vectors)
         problems += _shape_problems(layer, tensors, model)
         layers.append(layer)
     _refuse(path, problems)
     by_module = {layer.target.module: layer for layer in layers}
     if tied and "lm_head" in by_module:
-        return Layers(layers, ignored, (by_module["embed_tokens"], by_module["lm_head"]))
+        return Layers(layers, ignored, rows, (by_module["embed_tokens"], by_module["lm_head"]))
+    if tied and config.use_dora:
+        raise UnsupportedFeature(path, "DoRA on a tied head without tensors", "save the tensors of lm_head too")
     if tied:
         layers.append(_tied_head(by_module["embed_tokens"], scales))
-    return Layers(layers, ignored, None)
+    return Layers(layers, ignored, rows, None)
 
 
 def _sort(
-    path: Path, tensors: Mapping[str, TensorInfo], model: ModelConfig
-) -> tuple[dict[Target, dict[Factor, str]], dict[str, str]]:
-    expected = targets(model)
-    pairs: dict[Target, dict[Factor, str]] = {}
+    path: Path, tensors: Mapping[str, TensorInfo], model: ModelConfig, config: AdapterConfig
+) -> tuple[dict[Target, dict[Part, str]], dict[str, str]]:
+    expected = targets(model, config)
+    found: dict[Target, dict[Part, str]] = {}
+    rows = row_keys() if config.trainable_token_indices else {}
     ignored, unknown = {}, []
     for key in tensors:
+        if key in rows.values():
+            continue  # see `find_rows`
         if key in expected:
-            target, factor = expected[key]
-            pairs.setdefault(target, {})[factor] = key
+            target, part = expected[key]
+            found.setdefault(target, {})[part] = key
         elif reason := ignored_reason(key):
             ignored[key] = reason
-        elif feature := foreign_feature(key):
-            raise UnsupportedFeature(path, f"{feature}, tensor {key},", "only plain LoRA can be served")
+        elif feature := foreign_feature(key, config):
+            raise UnsupportedFeature(path, f"{feature}, tensor {key},", "leave it out when training")
         else:
             unknown.append(f"tensor {key}: the base has no such module")
     _refuse(path, unknown)
-    if not pairs:
+    if not found:
         raise BadCheckpoint(path, f"none of its {len(tensors)} tensors is a LoRA factor")
-    return pairs, ignored
+    return found, ignored
+
+
+def _refuse_embedding(path: Path, found: Iterable[Target], config: AdapterConfig) -> None:
+    """What peft has for linear modules alone."""
+    for field, value in (("lora_bias", config.lora_bias), ("alora_invocation_tokens", config.alora_invocation_tokens)):
+        if value and any(target.module == "embed_tokens" for target in found):
+            raise UnsupportedFeature(path, f"{field} with LoRA on embed_tokens", "train it without one of the two")
 
 
 class _Scales:
@@ -137,6 +168,21 @@ def _shape_problems(layer: Layer, tensors: Mapping[str, TensorInfo], model: Mode
                 f"tensor {key}: is for {shape[1 - rank_axis]} {side}put features, this base has {width}: "
                 "is it an adapter of another base model?"
             )
+    for vector in filter(None, (layer.magnitude, layer.bias)):
+        if (found := tensors[vector].shape) != (size.d_out,):
+            yield f"tensor {vector}: has shape {list(found)} where this base has {size.d_out} output features"
+
+
+def _row_problems(
+    found: list[TokenRows], by_target: Iterable[Target], tensors: Mapping[str, TensorInfo], model: ModelConfig
+) -> list[str]:
+    targeted = {target.module for target in by_target}
+    problems = [
+        f"tensor {rows.key}: {rows.module} has trained rows, and LoRA too; peft has one of the two"
+        for rows in found
+        if rows.module in targeted
+    ]
+    return [*problems, *(problem for rows in found for problem in row_problems(rows, tensors, model))]
 
 
 def _base_copy_problems(ignored: Iterable[str], tensors: Mapping[str, TensorInfo], model: ModelConfig) -> list[str]:

@@ -10,13 +10,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from openlora_jax.adapters.artifact import Tensors
-from openlora_jax.adapters.factors import F32, layer_factors
+from openlora_jax.adapters.factors import F32, layer_bias, layer_factors
 from openlora_jax.adapters.manifest import Manifest
-from openlora_jax.adapters.modules import module_name
+from openlora_jax.adapters.modules import MODULES, module_name
+from openlora_jax.errors import UnsupportedFeature
 from openlora_jax.staging import new_directory
 
 LINEAR = (".lora_A.weight", ".lora_B.weight")
 EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
+BIAS = ".lora_B.bias"
 
 
 def export_adapter(manifest: Manifest, tensors: Tensors, destination: Path) -> dict[str, Any]:
@@ -27,9 +29,15 @@ def export_adapter(manifest: Manifest, tensors: Tensors, destination: Path) -> d
 
     Raises:
         CannotInstall: the destination is in use, or the disk is full or not writable.
+        UnsupportedFeature: a DoRA adapter, of whose magnitudes the gains alone are left.
     """
+    vectors = {size.vector for size in manifest.modules.values()}
+    if "gain" in vectors:
+        raise UnsupportedFeature(
+            destination, "exporting a DoRA adapter", "use the directory that it was converted from"
+        )
     factors: dict[str, F32] = {}
-    ranks: dict[str, dict[str, int]] = {module: {} for module in manifest.pages}
+    ranks: dict[str, dict[str, int]] = {module: {} for module in MODULES if module in manifest.modules}
     for module in ranks:
         for layer in range(manifest.modules[module].layers):
             if found := layer_factors(manifest, tensors, module, layer):
@@ -38,6 +46,8 @@ def export_adapter(manifest: Manifest, tensors: Tensors, destination: Path) -> d
                 ends = EMBEDDING if module == "embed_tokens" else LINEAR
                 for end, values in zip(ends, (found.a, found.b.T), strict=True):
                     factors[f"base_model.model.{name}{end}"] = np.ascontiguousarray(values)
+                if "bias" in vectors:
+                    factors[f"base_model.model.{name}{BIAS}"] = layer_bias(manifest, tensors, module, layer)
     config = peft_config(manifest, {module: named for module, named in ranks.items() if named})
     with new_directory(destination, sum(values.nbytes for values in factors.values())) as stage:
         (stage / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -66,6 +76,8 @@ def peft_config(manifest: Manifest, ranks: Mapping[str, Mapping[str, int]]) -> d
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,
+        **({"lora_bias": True} if any(size.vector for size in manifest.modules.values()) else {}),
+        **({"alora_invocation_tokens": manifest.invocation_tokens} if manifest.invocation_tokens else {}),
     }
 
 

@@ -43,7 +43,8 @@ def read_sources(store: AdapterStore, members: Sequence[Weighted], base_digest: 
         base_digest: of the base that all must be for; by default that of the first.
 
     Raises:
-        InvalidRequest: no member, one of them twice, a weight that is not finite, or adapters of different bases.
+        InvalidRequest: no member, one of them twice, a weight that is not finite, adapters of different bases, or one
+            that is more than a delta of weights.
         UnknownAdapter: a name that the store does not know.
         BadCheckpoint: a damaged artifact.
     """
@@ -51,6 +52,7 @@ def read_sources(store: AdapterStore, members: Sequence[Weighted], base_digest: 
     _check_members(members, digests)
     manifests = {name: store.manifest(digest) for name, digest in digests.items()}
     _check_bases(manifests, base_digest)
+    _check_plain(manifests)
     return [Source(*member, digests[member.name], *store.read(digests[member.name])) for member in members]
 
 
@@ -79,3 +81,14 @@ def _check_bases(manifests: Mapping[str, Manifest], base_digest: str | None) -> 
                 f"{name!r} was converted for base {manifest.base_digest[:12]}, and {whose} {wanted[:12]}; "
                 "merge adapters of one base",
             )
+
+
+def _check_plain(manifests: Mapping[str, Manifest]) -> None:
+    for name, manifest in manifests.items():
+        vectors = {size.vector for size in manifest.modules.values()}
+        what = "DoRA, whose gain is not linear" if "gain" in vectors else "lora_bias" if "bias" in vectors else None
+        if manifest.invocation_tokens:
+            what = "aLoRA, which acts on a part of a prompt"
+        if what:
+            problem = f"{name!r} is {what}: it is no delta of weights, and cannot be merged"
+            raise InvalidRequest("members", f"{problem}; requests may name it as it is")

@@ -461,6 +461,7 @@ class AdapterCache:
         Returns:
             What went wrong.
         """
+        residence.traits = adapter.traits
         try:
             with self.counters.load(residence.digest, "host") as load:
                 self._pool.write(residence.pages or {}, adapter.pages)

@@ -12,7 +12,7 @@ from openlora_jax.adapters.registry import Registration
 from openlora_jax.errors import BadCheckpoint
 
 Kind = tuple[tuple[str, int], ...]
-"""The modules of an adapter and its pages of each."""
+"""The pools that an adapter has something in, and its pages of each."""
 
 LINEAR = tuple(module for module in MODULES if CAPACITY_KEYS[module] == "pool_pages")
 
@@ -68,7 +68,7 @@ class Demand:
 
     @property
     def pages(self) -> Counter[str]:
-        """Module -> the pages of all of them together."""
+        """Pool -> the pages of all of them together."""
         pages: Counter[str] = Counter()
         for kind, count in self.kinds.items():
             pages.update({module: each * count for module, each in kind})
@@ -77,7 +77,7 @@ class Demand:
     def fit(self, pages: Mapping[str, int]) -> int:
         """How many of them pools of so many pages hold at once, on average."""
         number = sum(self.kinds.values())
-        return min(((pages[module] - 1) * number // wanted for module, wanted in self.pages.items()), default=0)
+        return min(((pages.get(pool, 1) - 1) * number // wanted for pool, wanted in self.pages.items()), default=0)
 
 
 NONE = Demand({})

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.greedy_dual import GreedyDual
+from openlora_jax.adapters.traits import PLAIN, Traits
 from openlora_jax.arrays import AnyArray
 
 AdapterTensors = Mapping[str, NDArray[np.generic]]
-"""An adapter's arrays, scale in B: `MODULE.A` `[layers, pages, 16, d_in]`, `MODULE.B` `[layers, pages, 16, d_out]`."""
+"""An adapter's arrays, `[layers, pages, rows, width]` each; see `PageShape`."""
 
 StagedPages = Mapping[str, Sequence[AnyArray]]
-"""The same, each array page by page as a write takes them: `[layers, 16, width]`."""
+"""The same, each array page by page as a write takes them: `[layers, rows, width]`."""
 
 MAX_LEFT = 1024
 """Adapters that could come back."""
@@ -30,15 +31,17 @@ class HostAdapter:
     """An adapter ready to be written.
 
     Attributes:
-        counts: module name -> how many pages it has.
+        counts: pool -> how many pages it has.
         pages: the pages.
         load_seconds: what it would cost to read it again.
+        traits: how it acts.
         nbytes: of all pages.
     """
 
     counts: Mapping[str, int]
     pages: StagedPages
     load_seconds: float = LOAD_SECONDS
+    traits: Traits = PLAIN
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:

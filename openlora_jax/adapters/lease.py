@@ -5,6 +5,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.adapters.residency import Residence
+from openlora_jax.adapters.traits import Traits
 from openlora_jax.errors import AdapterUnavailable, OpenLoraError
 
 
@@ -64,6 +65,11 @@ class Lease:
         if self.placed is None:
             raise RuntimeError(f"the lease on {self.name!r} was not placed")
         return self.placed
+
+    @property
+    def traits(self) -> Traits:
+        """How the adapter acts; valid from `place` on."""
+        return self.residence.traits
 
     @property
     def ready(self) -> bool:

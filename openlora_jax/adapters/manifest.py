@@ -1,12 +1,14 @@
 """What an adapter's artifact holds, without its numbers: enough to count pages and bytes before a tensor is read."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from openlora_jax.adapters.modules import MODULES, PAGE_RANK, ModuleShape
+from openlora_jax.adapters.modules import MODULES, PAGE_RANK, POOLS, VECTORS, ModuleShape, module_of, page_shape
 from openlora_jax.adapters.recipe import Digest, Recipe
+from openlora_jax.adapters.traits import PLAIN, Traits
 from openlora_jax.config import Dtype
 
 MAX_RANK = 256
@@ -14,7 +16,14 @@ MAX_RANK = 256
 
 ITEMSIZE: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2}
 
+MAX_INVOCATION = 1024
+"""Tokens that invoke an adapter, at most."""
+
+VectorKind = Literal["gain", "bias"]
+"""What a vector page is for."""
+
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class Origin(BaseModel):
@@ -36,6 +45,8 @@ class LowRank(BaseModel):
 
     Attributes:
         rank: the largest rank of any layer; a layer of less is zero-padded, a layer that is not targeted is all zeros.
+        vector: what its vector page is for: DoRA's `gain`, which B has in it too, with the bias that makes up for the
+            base's own; or a `bias` alone, of `lora_bias`. None if it has no such page.
         origin: None where it was not recorded.
     """
 
@@ -45,6 +56,7 @@ class LowRank(BaseModel):
     d_in: Size
     d_out: Size
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
+    vector: VectorKind | None = None
     origin: Origin | None = None
 
     @model_validator(mode="after")
@@ -72,6 +84,7 @@ class Manifest(BaseModel):
         base_digest: of the base checkpoint that the adapter's shapes were checked against.
         dtype: of every tensor.
         modules: the targeted modules, by name.
+        invocation_tokens: the adapter acts from where they occur last in a prompt; None if it acts everywhere.
         recipe: of what the adapter was merged; None if it was trained.
     """
 
@@ -81,6 +94,7 @@ class Manifest(BaseModel):
     base_digest: Digest
     dtype: Dtype
     modules: Annotated[dict[str, LowRank], Field(min_length=1)]
+    invocation_tokens: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_INVOCATION)] | None = None
     recipe: Recipe | None = None
 
     @field_validator("modules")
@@ -92,24 +106,30 @@ class Manifest(BaseModel):
 
     @property
     def pages(self) -> dict[str, int]:
-        """Rank pages by module, in the order of `MODULES`."""
-        return {module: self.modules[module].pages for module in MODULES if module in self.modules}
+        """Pages by pool, in the order of `POOLS`: rank pages of every module, a vector page of those that have one."""
+        modules = ((pool, self.modules.get(module_of(pool))) for pool in POOLS)
+        counts = {pool: _pages(pool, size) for pool, size in modules if size}
+        return {pool: count for pool, count in counts.items() if count}
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Tensor name -> shape: `MODULE.A` is `[layers, pages, 16, d_in]`, `MODULE.B` `[layers, pages, 16, d_out]`."""
-        shapes = {}
-        for module, pages in self.pages.items():
-            size = self.modules[module]
-            shapes[f"{module}.A"] = (size.layers, pages, PAGE_RANK, size.d_in)
-            shapes[f"{module}.B"] = (size.layers, pages, PAGE_RANK, size.d_out)
+        """Tensor name -> `[layers, pages, rows, width]`; see `PageShape`."""
+        shapes: dict[str, tuple[int, int, int, int]] = {}
+        for pool, pages in self.pages.items():
+            page = page_shape(pool, self.modules[module_of(pool)].shape)
+            shapes |= {name: (page.layers, pages, *each) for name, each in page.parts.items()}
         return shapes
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
-        elements = sum(pages * self.modules[module].shape.page_elements for module, pages in self.pages.items())
-        return elements * ITEMSIZE[self.dtype]
+        return sum(map(math.prod, self.tensor_shapes.values())) * ITEMSIZE[self.dtype]
+
+    @property
+    def traits(self) -> Traits:
+        """What an engine must know of it beside its pages."""
+        gains = any(size.vector == "gain" for size in self.modules.values())
+        return Traits(tuple(self.invocation_tokens or ()), gains) if gains or self.invocation_tokens else PLAIN
 
     def to_fields(self) -> dict[str, Any]:
         """As JSON has it; what is None is left out."""
@@ -127,3 +147,7 @@ class Manifest(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _pages(pool: str, size: LowRank) -> int:
+    return int(size.vector is not None) if pool in VECTORS else size.pages

@@ -1,5 +1,6 @@
-"""The linear modules of a base model that an adapter may target, under PEFT's names for them."""
+"""The linear modules that an adapter may target, under PEFT's names for them, and the pages that it has of each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from openlora_jax.model.config import ModelConfig
@@ -19,6 +20,12 @@ MODULES = (
     "lm_head",
 )
 """Every targetable module, in the order that pools and work lists are stored in."""
+
+VECTORS = tuple(f"{module}.vector" for module in MODULES)
+"""The pools of vector pages, of the modules in their order."""
+
+POOLS = (*MODULES, *VECTORS)
+"""Every pool: of a module's rank pages, under its own name, and of its vector pages."""
 
 
 _PARENTS = {
@@ -40,10 +47,22 @@ class ModuleShape:
     d_in: int
     d_out: int
 
+
+@dataclass(frozen=True, slots=True)
+class PageShape:
+    """One page of a pool, over all layers.
+
+    Attributes:
+        parts: its tensors by name: (rows, width) of each layer. A rank page is `MODULE.A`, 16 by the width in, and
+            `MODULE.B`, 16 by the width out; a vector page `MODULE.vector`, whose rows are a gain, less 1, and a bias.
+    """
+
+    layers: int
+    parts: Mapping[str, tuple[int, int]]
+
     @property
-    def page_elements(self) -> int:
-        """Elements of one rank page of this module, A and B together, over all layers."""
-        return self.layers * PAGE_RANK * (self.d_in + self.d_out)
+    def elements(self) -> int:
+        return self.layers * sum(rows * width for rows, width in self.parts.values())
 
 
 def module_shapes(config: ModelConfig) -> dict[str, ModuleShape]:
@@ -60,6 +79,24 @@ def module_shapes(config: ModelConfig) -> dict[str, ModuleShape]:
         "embed_tokens": ModuleShape(1, config.vocab_size, hidden),
         "lm_head": ModuleShape(1, hidden, config.vocab_size),
     }
+
+
+def page_shape(pool: str, module: ModuleShape) -> PageShape:
+    """A page of one of the pools of a module of that shape."""
+    if pool in VECTORS:
+        return PageShape(module.layers, {pool: (2, module.d_out)})
+    return PageShape(module.layers, {f"{pool}.A": (PAGE_RANK, module.d_in), f"{pool}.B": (PAGE_RANK, module.d_out)})
+
+
+def page_shapes(config: ModelConfig) -> dict[str, PageShape]:
+    """The pages of every pool of `POOLS`, in that order."""
+    modules = module_shapes(config)
+    return {pool: page_shape(pool, modules[module_of(pool)]) for pool in POOLS}
+
+
+def module_of(pool: str) -> str:
+    """Whose pages a pool holds."""
+    return pool.partition(".")[0]
 
 
 def module_name(module: str, layer: int) -> str:

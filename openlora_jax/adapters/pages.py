@@ -1,34 +1,36 @@
-"""Which page of the pool belongs to whom: one free list per module."""
+"""Which page of the pool belongs to whom: one free list per module and kind of page."""
 
 from collections.abc import Mapping
 
-from openlora_jax.adapters.modules import MODULES
+from openlora_jax.adapters.modules import MODULES, VECTORS
 from openlora_jax.config import EngineConfig
 
 AdapterPages = Mapping[str, tuple[int, ...]]
-"""Module name -> the pool pages of one adapter, in rank order; a module that it does not target is absent."""
+"""Pool -> its pages that one adapter has, in rank order; pools that it has nothing in are absent. See `POOLS`."""
 
 ZERO_PAGE = 0
-"""The page of every module that stays all zeros and is never given away."""
+"""The page of every pool that stays all zeros and is never given away."""
 
 CAPACITY_KEYS = {
-    module: "wide_pool_pages" if module in ("embed_tokens", "lm_head") else "pool_pages" for module in MODULES
+    **{module: "wide_pool_pages" if module in ("embed_tokens", "lm_head") else "pool_pages" for module in MODULES},
+    **dict.fromkeys(VECTORS, "vector_pages"),
 }
-"""Module name -> the configuration key that sets how many pages it has."""
+"""Pool -> the configuration key that sets how many pages it has."""
 
 
 def pool_capacities(config: EngineConfig) -> dict[str, int]:
-    """The pages of every module of `MODULES`, in that order, the zero page included."""
-    return {module: getattr(config, key) for module, key in CAPACITY_KEYS.items()}
+    """The pages of every pool that has any, in the order of `POOLS`, the zero page included."""
+    return {pool: count for pool, key in CAPACITY_KEYS.items() if (count := getattr(config, key))}
 
 
 def shortage(counts: Mapping[str, int], room: Mapping[str, int]) -> str | None:
-    """The first module of which more pages are needed than there is room for, as a reason to show; None if all fit."""
-    for module, count in counts.items():
-        if count > room[module]:
-            key = CAPACITY_KEYS[module]
+    """The first pool of which more pages are needed than there is room for, as a reason to show; None if all fit."""
+    for pool, count in counts.items():
+        given = room.get(pool, 0)
+        if count > given:
+            key = CAPACITY_KEYS[pool]
             way_out = f"raise {key}, or leave it out and start again, which plans for the local store"
-            return f"it needs {count} pages of {module} and the pool can give {room[module]}; {way_out}"
+            return f"it needs {count} pages of {pool} and the pool can give {given}; {way_out}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The pool: rank pages of all resident adapters in device memory, written in place one page at a time."""
+"""The pool: the pages of all resident adapters in device memory, written in place one page at a time."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,19 +10,19 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Float, Integer
 
 from openlora_jax.adapters.host_cache import AdapterTensors, StagedPages
-from openlora_jax.adapters.modules import PAGE_RANK, ModuleShape, module_shapes
+from openlora_jax.adapters.modules import PageShape, page_shapes
 from openlora_jax.adapters.pages import ZERO_PAGE, AdapterPages
 from openlora_jax.model.config import ModelConfig
 
-PoolArrays = dict[str, tuple[Array, Array]]
-"""Module name -> A `[layers, pages, 16, d_in]` and B `[layers, pages, 16, d_out]`, in the order of `MODULES`."""
+PoolArrays = dict[str, tuple[Array, ...]]
+"""Pool -> the parts of its pages, each `[layers, pages, rows, width]`, in the order of `POOLS`; see `PageShape`."""
 
 SOURCE_DTYPES = (jnp.float32, jnp.bfloat16)
 """What an artifact may be stored in."""
 
 
 class AdapterPool:
-    """Stacked rank pages of every module; `ZERO_PAGE` of each stays all zeros.
+    """Stacked pages, module by module and kind by kind; `ZERO_PAGE` of each stays all zeros.
 
     Only the engine thread reads `arrays` and calls `write`. A write is dispatched, not awaited: the device runs it
     behind the steps dispatched before it and ahead of those after it; JAX keeps the staged pages alive until then.
@@ -32,7 +32,7 @@ class AdapterPool:
     """
 
     def __init__(
-        self, shapes: Mapping[str, ModuleShape], arrays: PoolArrays, staging: SingleDeviceSharding | None = None
+        self, shapes: Mapping[str, PageShape], arrays: PoolArrays, staging: SingleDeviceSharding | None = None
     ) -> None:
         """`staging` is where pages wait for their write; None leaves them where they were read."""
         self._shapes = shapes
@@ -42,50 +42,52 @@ class AdapterPool:
 
     @classmethod
     def create(cls, config: ModelConfig, capacities: Mapping[str, int], dtype: jnp.dtype) -> "AdapterPool":
-        """An empty pool of `capacities[module]` pages, the zero page included, on the default device."""
+        """An empty pool of `capacities[pool]` pages, the zero page included, on the default device.
+
+        A pool that is not named does not exist, and no step has any work for it.
+        """
         device = jax.devices()[0]
-        shapes = {module: shape for module, shape in module_shapes(config).items() if module in capacities}
+        shapes = {pool: shape for pool, shape in page_shapes(config).items() if pool in capacities}
         arrays = {
-            module: (
-                jnp.zeros((shape.layers, capacities[module], PAGE_RANK, shape.d_in), dtype, device=device),
-                jnp.zeros((shape.layers, capacities[module], PAGE_RANK, shape.d_out), dtype, device=device),
+            pool: tuple(
+                jnp.zeros((shape.layers, capacities[pool], *each), dtype, device=device)
+                for each in shape.parts.values()
             )
-            for module, shape in shapes.items()
+            for pool, shape in shapes.items()
         }
         return cls(shapes, arrays, pinned_memory(device))
 
     @property
     def nbytes(self) -> int:
         """Device memory held, in bytes."""
-        return sum(a.nbytes + b.nbytes for a, b in self.arrays.values())
+        return sum(part.nbytes for parts in self.arrays.values() for part in parts)
 
     @property
     def lost(self) -> bool:
         """Whether a write that failed took the memory with it that it was to write to."""
-        return any(side.is_deleted() for sides in self.arrays.values() for side in sides)
+        return any(part.is_deleted() for parts in self.arrays.values() for part in parts)
 
     def reset(self) -> None:
         """Empties the pool, whatever became of it, into memory of its own; the old goes first, as both may not fit."""
-        for module, (a, b) in self.arrays.items():
-            a.delete()
-            b.delete()
-            self.arrays[module] = (_zeros(a), _zeros(b))
+        for pool, parts in self.arrays.items():
+            for part in parts:
+                part.delete()
+            self.arrays[pool] = tuple(map(_zeros, parts))
 
     def compile(self) -> None:
         """Compiles every page write there is, by zeros over zeros, so that none is compiled between two steps."""
         for dtype in SOURCE_DTYPES:
-            for module, shape in self._shapes.items():
-                a = np.zeros((shape.layers, 1, PAGE_RANK, shape.d_in), dtype)
-                b = np.zeros((shape.layers, 1, PAGE_RANK, shape.d_out), dtype)
-                self.write({module: (ZERO_PAGE,)}, self.stage({module: 1}, {f"{module}.A": a, f"{module}.B": b}))
+            for pool, shape in self._shapes.items():
+                zeros = {name: np.zeros((shape.layers, 1, *each), dtype) for name, each in shape.parts.items()}
+                self.write({pool: (ZERO_PAGE,)}, self.stage({pool: 1}, zeros))
 
     def check(self, counts: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Whether arrays, by name, are those of `counts[module]` pages. Raises ValueError."""
-        expected = {}
-        for module, count in counts.items():
-            shape = self._shapes[module]
-            expected[f"{module}.A"] = (shape.layers, count, PAGE_RANK, shape.d_in)
-            expected[f"{module}.B"] = (shape.layers, count, PAGE_RANK, shape.d_out)
+        """Whether arrays, by name, are those of `counts[pool]` pages. Raises ValueError."""
+        expected = {
+            name: (self._shapes[pool].layers, count, *each)
+            for pool, count in counts.items()
+            for name, each in self._shapes[pool].parts.items()
+        }
         if expected.keys() != shapes.keys():
             raise ValueError(f"arrays {sorted(shapes)} where {sorted(expected)} are due")
         for name, found in shapes.items():
@@ -112,10 +114,11 @@ class AdapterPool:
         return staged if self._staging is None else jax.block_until_ready(jax.device_put(staged, self._staging))
 
     def write(self, pages: AdapterPages, staged: StagedPages) -> None:
-        """Puts page i of each array into the pool's `pages[module][i]`, whole, cast to the pool's dtype."""
-        for module, ids in pages.items():
-            for page, a, b in zip(ids, staged[f"{module}.A"], staged[f"{module}.B"], strict=True):
-                self.arrays[module] = self._write(*self.arrays[module], np.int32(page), a, b)
+        """Puts page i of each array into the pool's `pages[pool][i]`, whole, cast to the pool's dtype."""
+        for pool, ids in pages.items():
+            parts = [staged[name] for name in self._shapes[pool].parts]
+            for page, *new in zip(ids, *parts, strict=True):
+                self.arrays[pool] = self._write(self.arrays[pool], np.int32(page), tuple(new))
 
 
 def _zeros(like: Array) -> Array:
@@ -131,30 +134,21 @@ def pinned_memory(device: jax.Device) -> SingleDeviceSharding | None:
     return SingleDeviceSharding(device, memory_kind="pinned_host")
 
 
-@partial(jax.jit, donate_argnames=("pool_a", "pool_b"))
+@partial(jax.jit, donate_argnames="pool")
 def _write_page(
-    pool_a: Float[Array, "L P R I"],
-    pool_b: Float[Array, "L P R O"],
-    page: Integer[Array, ""],
-    a: Float[Array, "L R I"],
-    b: Float[Array, "L R O"],
-) -> tuple[Float[Array, "L P R I"], Float[Array, "L P R O"]]:
+    pool: tuple[Float[Array, "Y P _ _"], ...], page: Integer[Array, ""], new: tuple[Float[Array, "Y _ _"], ...]
+) -> tuple[Float[Array, "Y P _ _"], ...]:
     """One page at a time: compiled once per module shape, whatever an adapter's rank. Donated, so in place."""
-    return (
-        jax.lax.dynamic_update_index_in_dim(pool_a, a.astype(pool_a.dtype), page, axis=1),
-        jax.lax.dynamic_update_index_in_dim(pool_b, b.astype(pool_b.dtype), page, axis=1),
+    return tuple(
+        jax.lax.dynamic_update_index_in_dim(part, each.astype(part.dtype), page, axis=1)
+        for part, each in zip(pool, new, strict=True)
     )
 
 
-@partial(jax.jit, donate_argnames=("pool_a", "pool_b"))
+@partial(jax.jit, donate_argnames="pool")
 def _write_staged_page(
-    pool_a: Float[Array, "L P R I"],
-    pool_b: Float[Array, "L P R O"],
-    page: Integer[Array, ""],
-    a: Float[Array, "L R I"],
-    b: Float[Array, "L R O"],
-) -> tuple[Float[Array, "L P R I"], Float[Array, "L P R O"]]:
+    pool: tuple[Float[Array, "Y P _ _"], ...], page: Integer[Array, ""], new: tuple[Float[Array, "Y _ _"], ...]
+) -> tuple[Float[Array, "Y P _ _"], ...]:
     """The same out of pinned memory: the copy to the device is part of the program, in order with the steps."""
-    a, b = jax.device_put((a, b), jax.memory.Space.Device)
-    written: tuple[Array, Array] = _write_page(pool_a, pool_b, page, a, b)
+    written: tuple[Array, ...] = _write_page(pool, page, jax.device_put(new, jax.memory.Space.Device))
     return written

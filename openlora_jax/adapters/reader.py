@@ -7,6 +7,7 @@ from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, StagedPages
 from openlora_jax.adapters.pages import AdapterPages, shortage
 from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.traits import Traits
 
 TensorShapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape."""
@@ -22,6 +23,8 @@ class AdapterFacts(Protocol):
     def pages(self) -> Mapping[str, int]: ...
     @property
     def tensor_shapes(self) -> TensorShapes: ...
+    @property
+    def traits(self) -> Traits: ...
 
 
 @runtime_checkable
@@ -84,6 +87,6 @@ class AdapterReader:
             load.lap("read")
             pages = self._pool.stage(facts.pages, tensors)
             load.lap("stage")
-            adapter = HostAdapter(facts.pages, pages, load.seconds)
+            adapter = HostAdapter(facts.pages, pages, load.seconds, facts.traits)
             load.nbytes = adapter.nbytes
             return adapter

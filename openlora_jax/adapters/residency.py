@@ -18,6 +18,7 @@ from typing import Literal
 from openlora_jax.adapters.counters import Counters, PageState, Reason
 from openlora_jax.adapters.pages import AdapterPages, PageAllocator, shortage
 from openlora_jax.adapters.quarantine import Failure
+from openlora_jax.adapters.traits import PLAIN, Traits
 
 
 @dataclass(slots=True, eq=False)
@@ -25,8 +26,9 @@ class Residence:
     """One adapter from its first acquire until it is FREE; a later acquire of the same digest makes a new one.
 
     Attributes:
-        counts: module name -> pages it takes; known when its load is done.
+        counts: pool -> pages it takes; known when its load is done.
         pages: where it is on the device; None while LOADING.
+        traits: how it acts; known when it is on the device.
         waiters: leases not placed yet.
         refs: leases placed and not released.
         unloading: leaves with its last lease, unless it is acquired again before.
@@ -37,6 +39,7 @@ class Residence:
     digest: str
     counts: Mapping[str, int] | None = None
     pages: AdapterPages | None = None
+    traits: Traits = PLAIN
     waiters: int = 0
     refs: int = 0
     unloading: bool = False

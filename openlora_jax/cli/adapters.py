@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from openlora_jax.adapters.mixes import Member, check_mix, mix_text
+from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.errors import BadCheckpoint, InvalidRequest
 
@@ -56,10 +57,13 @@ def inspect(name: NameArgument, store: StoreOption, as_json: JsonOption = False)
     typer.echo(f"{name}\ndigest {digest}\nbase   {manifest.base_digest}\ndtype  {manifest.dtype}")
     if manifest.recipe:
         typer.echo(f"merged {json.dumps(manifest.recipe.model_dump(exclude_none=True))}")
-    table = Table("module", "rank", "pages", "layers", "in", "out")
-    for module in manifest.pages:
+    if manifest.invocation_tokens:
+        typer.echo(f"acts   from the last {manifest.invocation_tokens} of a prompt on")
+    table = Table("module", "rank", "pages", "vector", "layers", "in", "out")
+    for module in filter(manifest.modules.__contains__, MODULES):
         size = manifest.modules[module]
-        table.add_row(module, *map(str, (size.rank, size.pages, size.layers, size.d_in, size.d_out)))
+        sizes = (size.rank, size.pages, size.vector or "", size.layers, size.d_in, size.d_out)
+        table.add_row(module, *map(str, sizes))
     Console().print(table)
 
 

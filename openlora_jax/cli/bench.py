@@ -90,7 +90,7 @@ def kernels(
 ) -> None:
     """Each op as a backend runs it, checked, beside XLA's plain forms of it and the floor of the device.
 
-    By default the sizes are a minute's work for a CPU, and a server's for a GPU. What fails or is wrong is not timed,
+    By default the sizes are two minutes' work for a CPU, and a server's for a GPU. What fails or is wrong is not timed,
     and the status is 1.
     """
     import jax

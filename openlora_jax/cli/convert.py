@@ -65,15 +65,20 @@ def adapter(
     strict_base: Annotated[
         bool, typer.Option("--strict-base", help="Refuse an adapter that names another base model.")
     ] = False,
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="The same adapter before training, of PiSSA, OLoRA or CorDA.", show_default=False),
+    ] = None,
 ) -> None:
     """Converts a PEFT LoRA checkpoint, installs it in a store under a name, and prints a JSON report."""
-    from convert.adapter import convert_adapter
+    from convert.adapter import BaseWeights, convert_adapter
     from openlora_jax.adapters.registry import check_name
     from openlora_jax.adapters.store import AdapterStore
     from openlora_jax.model.checkpoint import BaseManifest
 
     check_name(name)
-    conversion = convert_adapter(source, BaseManifest.read(base), dtype, strict_base)
+    manifest = BaseManifest.read(base)
+    conversion = convert_adapter(source, manifest, dtype, strict_base, BaseWeights(base, manifest), initial)
     if not dry_run:
         AdapterStore.create(store).install(name, conversion.manifest, conversion.tensors, replace)
     elif store.exists() and not replace:

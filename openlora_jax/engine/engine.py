@@ -22,6 +22,7 @@ from typing import Protocol, runtime_checkable
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.deadlines import Deadlines
+from openlora_jax.engine.holding import hold
 from openlora_jax.engine.launch import Launch
 from openlora_jax.engine.members import Store, resolve_names
 from openlora_jax.engine.plan import Runner, StepResult, TileScores
@@ -109,12 +110,13 @@ class Engine:
         self._admission = Admission(config, vocab_size)
         self._scheduler = Scheduler(config, adapters)
         self._deadlines = Deadlines(Rates(), config.prefill_chunk)
-        self._iterated: float | None = None
+        self._launched = self._read = 0.0
         self._live: set[LiveRequest] = set()
         self._dispatched: list[tuple[Launch, StepResult]] = []
         self._generated = 0
         self._steps = 0
         self._failures = 0
+        self._pause = POLL
         self.ended: Future[str] = Future()
 
         self._order = itertools.count()
@@ -234,8 +236,8 @@ class Engine:
 
     def _rest(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._woken, POLL if self._live else None)
-            self._woken = False
+            self._changed.wait_for(lambda: self._woken, min(POLL, self._pause) if self._live else None)
+            self._woken, self._pause = False, POLL
 
     def step(self) -> bool:
         """One iteration, on the engine thread; False when there was nothing to do."""
@@ -248,27 +250,35 @@ class Engine:
 
     def _iterate(self) -> bool:
         now = self._clock()
-        self._measure(now)
         self._receive(self._take_arrivals())
         self._end_hopeless(now)
+        if self._idle and (seconds := hold(self._live, self._deadlines.rates, now)):
+            self._pause = seconds
+            return False
         schedule = self._scheduler.schedule(now)
         for live, problem in schedule.refused:
             self._end(live, error=problem)
         previous, self._dispatched = self._dispatched, []
+        began, self._launched = max(self._launched, self._read), now
         self._dispatch(schedule)
         for launch, result in previous:
             self._deliver(launch, result)
         if previous:
             self._failures = 0
+            self._measure(previous, began)
         return bool(schedule or previous) or self._adapters.prefetch()
 
-    def _measure(self, now: float) -> None:
-        """How long an iteration takes: as each waits for the step before its own, as long as one step of them."""
-        if self._dispatched and self._iterated is not None:
-            kinds = {launch.plan.kind: len(launch.sequences) for launch, _ in self._dispatched}
-            rows = kinds.pop("decode", 0)
-            self._deadlines.rates.iterated(now - self._iterated, chunk=bool(kinds), rows=rows)
-        self._iterated = now
+    @property
+    def _idle(self) -> bool:
+        """Whether nothing runs on the device, nor will if nothing starts."""
+        return not self._dispatched and not self._scheduler.running
+
+    def _measure(self, ran: Iterable[tuple[Launch, StepResult]], began: float) -> None:
+        """How long what was just read has taken. It began at its dispatch, or when what was before it had been read."""
+        self._read = self._clock()
+        kinds = {launch.plan.kind: len(launch.sequences) for launch, _ in ran}
+        rows = kinds.pop("decode", 0)
+        self._deadlines.rates.iterated(self._read - began, chunk=bool(kinds), rows=rows)
 
     def _receive(self, arrivals: Iterable[LiveRequest]) -> None:
         """Ends those whose deadlines cannot be kept."""
@@ -293,7 +303,7 @@ class Engine:
             deadline = live.request.deadline
             if live.ready is None and all(lease.ready for lease in live.leases):
                 live.ready = now
-                self._deadlines.rates.loaded(now - live.submitted)
+                self._deadlines.rates.loaded(now - live.submitted, idle=self._idle)
             if live.stream.cancelled:
                 self._end(live, *last_events(live, now))
             elif error := live.load_error:

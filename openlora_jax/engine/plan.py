@@ -18,10 +18,11 @@ class Tile:
 
     Attributes:
         slot: the sequence's row in the runner's per-sequence state, 0..max_rows-1; no other sequence has it.
-        start: position of the first token; a multiple of `prefill_tile` in a chunk.
-        tokens: 1..prefill_tile ids; None in a decode step: the token last sampled in `slot`, which is on the device.
+        start: position of the first token.
+        tokens: 1..prefill_tile ids, in a chunk none beyond the next multiple of `prefill_tile`; None in a decode step:
+            the token last sampled in `slot`, which is on the device.
         blocks: the sequence's KV blocks so far, never block 0; position p lies in `blocks[p // kv_block]`.
-        pages: pages and weight of each member of the mix; () is the base model.
+        pages: pages and weight of each member of the mix that acts on these tokens; () is the base model.
         sampling: how to sample after the last token; None does not sample. Set in every decode tile, in no score tile.
         targets: score chunks: the token that follows each of `tokens`; None where nothing of this tile is scored.
     """
@@ -37,7 +38,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One device dispatch. Per module, the items (pages of all tiles together) never exceed `work_items`.
+    """One device dispatch. Per pool, the items (pages of all tiles together) never exceed `work_items`.
 
     A sequence may have several tiles in one chunk, in ascending order; a tile sees the keys of the tiles before it.
     A slot that samples in a chunk is decoded right after it, from the token on the device.

@@ -10,12 +10,14 @@ class Rates:
     Attributes:
         chunk: one chunk of known tokens, beside the decode step of its iteration.
         load: from a submission to its adapters in host memory, where they were not there.
+        idle_load: the same of an idle engine, which knows at once that they are there.
         turn: from the end of one request to that of the next, while others wait.
     """
 
     def __init__(self) -> None:
         self.chunk = 0.0
         self.load = 0.0
+        self.idle_load = 0.0
         self.turn = 0.0
         self._steps: dict[int, float] = {}
         self._last_end: float | None = None
@@ -31,8 +33,10 @@ class Rates:
         elif not rows or self.step(rows):  # else nobody knows which part of it the step is
             self.chunk = _mean(self.chunk, max(0.0, seconds - self.step(rows)))
 
-    def loaded(self, seconds: float) -> None:
+    def loaded(self, seconds: float, *, idle: bool) -> None:
         self.load = _mean(self.load, seconds)
+        if idle:
+            self.idle_load = _mean(self.idle_load, seconds)
 
     def ended(self, now: float, *, others_wait: bool) -> None:
         """A request that had started has ended."""

@@ -18,7 +18,7 @@ class Room:
     Attributes:
         blocks: the KV blocks.
         slots: the free ones, a heap.
-        items: module -> places of the decode step's work list that are taken.
+        items: pool -> places of the decode step's work list that are taken.
         found: prompt tokens whose KV was in memory when their request started.
     """
 
@@ -51,14 +51,18 @@ class Room:
         taken = Counter(self.items)
         for sequence in without:
             taken.subtract(sequence.request.items)
-        return all(taken[module] + pages * rows <= self._work_items for module, pages in live.items.items())
+        return all(taken[pool] + pages * rows <= self._work_items for pool, pages in live.items.items())
 
     def misfit(self, live: LiveRequest) -> InvalidRequest | None:
-        """Why a decode step's work list could not hold all samples of a mix even alone."""
+        """Why a mix can never run: its adapters cannot be mixed, or no work list could hold all its samples."""
+        for lease, item in zip(live.leases, live.request.mix, strict=True):
+            if lease.traits.gains and (len(live.leases) > 1 or item.weight != 1):
+                problem = f"{item.adapter!r} is a DoRA adapter, whose gain on what the base computes is not linear"
+                return InvalidRequest("mix", f"{problem}: it answers alone and with the weight 1")
         limit, samples = self._work_items, len(live.sequences)
-        for module, pages in live.items.items():
+        for pool, pages in live.items.items():
             if pages * samples > limit:
-                problem = f"its adapters have {pages} rank pages of {module}, {pages * samples} for n = {samples}"
+                problem = f"its adapters have {pages} pages of {pool}, {pages * samples} for n = {samples}"
                 return InvalidRequest("mix", f"{problem}; a step takes at most {limit} (configuration work_items)")
         return None
 

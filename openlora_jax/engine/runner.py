@@ -30,7 +30,7 @@ class DeviceRunner:
 
     Attributes:
         parameters: the model's weights.
-        pool: the adapters' rank pages.
+        pool: the adapters' pages.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class DeviceRunner:
     ) -> None:
         """Allocates the caches; nothing grows afterwards."""
         self.pool = pool
-        self._pool_pages = {module: a.shape[1] for module, (a, _) in pool.arrays.items()}
+        self._pool_pages = {name: parts[0].shape[1] for name, parts in pool.arrays.items()}
         self._engine = engine
         self._model = model
         self.parameters = parameters
@@ -137,17 +137,17 @@ class DeviceRunner:
         tiles = self._tile_batch(plan.tiles, rows)
         work = work_list(plan.tiles, rows, self._engine.work_items, self._pool_pages)
         if plan.kind == "score":
-            tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, self._engine.prefill_tile)
-            targets = _padded([tile.targets or () for tile in plan.tiles], rows, self._engine.prefill_tile)
+            tokens = self._columns(plan.tiles, [tile.tokens for tile in plan.tiles], rows)
+            targets = self._columns(plan.tiles, [tile.targets for tile in plan.tiles], rows)
             self._kv, scores = self._score(self.parameters, self._kv, tokens, targets, tiles, self.pool.arrays, work)
-            return ScoredStep(plan.tiles, scores)
+            return ScoredStep(plan.tiles, tuple(map(self._first, plan.tiles)), scores)
         sampling = self._sampling_batch(plan.tiles, rows)
         if plan.kind == "decode":
             self._state, self._kv, sampled = self._decode(
                 self.parameters, self._state, self._kv, tiles, sampling, self.pool.arrays, work
             )
         else:
-            tokens = _padded([tile.tokens or () for tile in plan.tiles], rows, self._engine.prefill_tile)
+            tokens = self._columns(plan.tiles, [tile.tokens for tile in plan.tiles], rows)
             samples = np.bool_(any(tile.sampling for tile in plan.tiles))
             self._state, self._kv, sampled = self._prefill(
                 self.parameters, self._state, self._kv, tokens, tiles, samples, sampling, self.pool.arrays, work
@@ -159,11 +159,24 @@ class DeviceRunner:
         check_ids(
             "KV block", [block for tile in tiles for block in tile.blocks] or [SCRATCH_BLOCK], self._engine.kv_blocks
         )
+        first = np.array([*map(self._first, tiles), *padding], np.int32)
         return TileBatch(
-            start=np.array([*(tile.start for tile in tiles), *padding], np.int32),
-            length=np.array([*(_length(tile) for tile in tiles), *padding], np.int32),
+            start=np.array([*(tile.start for tile in tiles), *padding], np.int32) - first,
+            first=first,
+            length=np.array([*map(_length, tiles), *padding], np.int32) + first,
             table=_padded([tile.blocks for tile in tiles], rows, self._table_width, SCRATCH_BLOCK),
         )
+
+    def _first(self, tile: Tile) -> int:
+        """The column of its first token; the first column is a multiple of the tile's size, see `kv_write`."""
+        return 0 if tile.tokens is None else tile.start % self._engine.prefill_tile
+
+    def _columns(
+        self, tiles: Sequence[Tile], values: Sequence[Sequence[int] | None], rows: int
+    ) -> Int[np.ndarray, "rows width"]:
+        """A value for each token, where the token is."""
+        placed = [[0] * self._first(tile) + list(each or ()) for tile, each in zip(tiles, values, strict=True)]
+        return _padded(placed, rows, self._engine.prefill_tile)
 
     def _sampling_batch(self, tiles: Sequence[Tile], rows: int) -> SamplingBatch:
         padding = rows - len(tiles)
@@ -202,17 +215,23 @@ class SampledStep:
 
 @dataclass(frozen=True, slots=True)
 class ScoredStep:
-    """A dispatched score step."""
+    """A dispatched score step; `first` is the column of each tile's first token."""
 
     tiles: tuple[Tile, ...]
+    first: tuple[int, ...]
     scores: Scores
 
     def read(self) -> Sequence[RowOutput]:
         """Waits for the step; one entry a tile."""
         logprobs, greedy = np.asarray(self.scores.logprob), np.asarray(self.scores.greedy)
+
+        def scored(row: int, begin: int, count: int) -> TileScores:
+            columns = slice(begin, begin + count)
+            return TileScores(tuple(logprobs[row, columns].tolist()), tuple(greedy[row, columns].tolist()))
+
         return [
-            TileScores(tuple(logprobs[row, :count].tolist()), tuple(greedy[row, :count].tolist())) if count else None
-            for row, count in enumerate(len(tile.targets or ()) for tile in self.tiles)
+            scored(row, self.first[row], len(tile.targets)) if tile.targets else None
+            for row, tile in enumerate(self.tiles)
         ]
 
 

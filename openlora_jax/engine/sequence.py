@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from openlora_jax.adapters.pages import AdapterPages
+from openlora_jax.adapters.traits import Traits
 from openlora_jax.engine.plan import Tile
 from openlora_jax.engine.request import GenerateRequest, ScoreRequest, Timings
 from openlora_jax.engine.row_sampling import RowSampling
@@ -23,6 +24,7 @@ class Lease(Protocol):
     Attributes:
         digest: of the adapter's content.
         pages: where it is on the device; valid once it was placed.
+        traits: how it acts; valid once it was placed.
         ready: it is in host memory or on the device.
         resident: it is on the device.
         error: why it cannot be served; None while it loads and when it is ready.
@@ -32,6 +34,8 @@ class Lease(Protocol):
     def digest(self) -> str: ...
     @property
     def pages(self) -> AdapterPages: ...
+    @property
+    def traits(self) -> Traits: ...
     @property
     def ready(self) -> bool: ...
     @property
@@ -92,7 +96,8 @@ class LiveRequest:
         seed: of its samples.
         leases: one for each member of the mix, in its order.
         pages: pages and weight of each member, once all are on the device; None before.
-        items: module -> rank pages of the whole mix, which is its work list items in one tile.
+        begins: the position from which each member acts, once all were on the device; None where one never does.
+        items: pool -> pages of the whole mix, which is its work list items in one tile, at most.
         sequences: `n` samples, or the one text to score.
         submitted, ready, started, answered: monotonic seconds of the submission, the adapters in host memory, the
             start, and the first result.
@@ -110,6 +115,7 @@ class LiveRequest:
     leases: list[Lease] = field(default_factory=list)
     sequences: "list[Sequence]" = field(default_factory=list)
     pages: tuple[tuple[AdapterPages, float], ...] | None = None
+    begins: tuple[int | None, ...] = ()
     items: "Counter[str]" = field(default_factory=Counter)
     ready: float | None = None
     started: float | None = None
@@ -129,16 +135,26 @@ class LiveRequest:
         self.blocked = None
 
     def hold_pages(self) -> None:
-        """Its leases were placed: notes where the pages are."""
+        """Its leases were placed: notes where the pages are, and from where on they act."""
         weights = (item.weight for item in self.request.mix)
         self.pages = tuple((lease.pages, weight) for lease, weight in zip(self.leases, weights, strict=True))
+        self.begins = tuple(lease.traits.begin(self.request.prompt_ids) for lease in self.leases)
         for pages, _ in self.pages:
-            self.items.update({module: len(ids) for module, ids in pages.items()})
+            self.items.update({pool: len(ids) for pool, ids in pages.items()})
 
     def give_pages_back(self) -> None:
         """Its leases were displaced."""
         self.pages = None
         self.items.clear()
+
+    def acting(self, position: int) -> tuple[tuple[AdapterPages, float], ...]:
+        """Pages and weight of each member that acts on the token at a position."""
+        members = zip(self.pages or (), self.begins, strict=True)
+        return tuple(member for member, begin in members if begin is not None and begin <= position)
+
+    def same_mix(self, start: int, end: int) -> int:
+        """How far, to `end` at most, those that act on the token at `start` act alone."""
+        return min([end, *(begin for begin in self.begins if begin is not None and begin > start)])
 
     @property
     def resident(self) -> bool:
@@ -291,8 +307,12 @@ class Sequence:
         return self.guarded if forbidden else self.sampling
 
     def take_chunk_tile(self, size: int) -> Tile:
-        """The next tile of known tokens, `size` at most, which counts as dispatched from now on."""
-        start, end = self.computed, min(self.computed + size, self.known)
+        """The next tile of known tokens, `size` at most, which counts as dispatched from now on.
+
+        It ends before a multiple of `size`, so within one KV block, and where another member of the mix begins to act.
+        """
+        start = self.computed
+        end = self.request.same_mix(start, min(start - start % size + size, self.known))
         scored = self.params is None and end >= self.prompt_len
         self.in_flight += scored
         sampling = self.next_row() if end == self.known else None
@@ -305,7 +325,7 @@ class Sequence:
             start=start,
             tokens=tuple(self.tokens[start:end]),
             blocks=tuple(self.blocks),
-            pages=self.request.pages or (),
+            pages=self.request.acting(start),
             sampling=sampling,
             targets=tuple(self.tokens[start + 1 : end + 1]) if scored else None,
         )
@@ -317,7 +337,7 @@ class Sequence:
             start=self.computed,
             tokens=None,
             blocks=tuple(self.blocks),
-            pages=self.request.pages or (),
+            pages=self.request.acting(self.computed),
             sampling=self.next_row(),
         )
         self.computed += 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from openlora_jax.adapters.modules import MODULES
+from openlora_jax.adapters.modules import POOLS
 from openlora_jax.arrays import AnyArray
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
 from openlora_jax.model.rope import rotate, rotation
 from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.layers import LayerIndex
-from pallas_kernels.lora.api import PagePair, WorkList
+from pallas_kernels.lora.api import WorkList
 from pallas_kernels.quantized import looked_up
 from pallas_kernels.registry import Ops
 
@@ -27,9 +27,18 @@ class Adapters(Protocol):
     """The adapters' whole part in a step: the base computes y, the adapters add theirs."""
 
     def add(
-        self, ops: Ops, modules: tuple[str, ...], x: Float[Array, "T L I"], y: Float[Array, "T L O"], layer: LayerIndex
+        self,
+        ops: Ops,
+        modules: tuple[str, ...],
+        x: Float[Array, "T L I"],
+        y: Float[Array, "T L O"],
+        layer: LayerIndex,
+        onto: Float[Array, "T L O"] | None = None,
     ) -> Float[Array, "T L O"]:
-        """The joined base output of modules that read x, with their adapters' added."""
+        """The joined base output of modules that read x, with what it is to be added `onto` and their adapters' part.
+
+        That is: what the adapters scale is the output alone.
+        """
 
     def add_embedding(self, ops: Ops, tokens: Int[Array, "T L"], y: Float[Array, "T L D"]) -> Float[Array, "T L D"]:
         """The same for the embedding."""
@@ -41,33 +50,58 @@ class AdapterBatch:
     """The adapters that a step of the engine serves: the pools they lie in and the work on them, by module.
 
     Attributes:
-        pools: the pages of each module.
-        work: the items of all modules, in the order of `MODULES`.
+        pools: the parts of every pool's pages, see `POOLS`.
+        work: the items of all pools, in the order of `POOLS`.
     """
 
-    pools: Mapping[str, PagePair]
+    pools: Mapping[str, tuple[Array, ...]]
     work: WorkList
 
     def add(
-        self, ops: Ops, modules: tuple[str, ...], x: Float[Array, "T L I"], y: Float[Array, "T L O"], layer: LayerIndex
+        self,
+        ops: Ops,
+        modules: tuple[str, ...],
+        x: Float[Array, "T L I"],
+        y: Float[Array, "T L O"],
+        layer: LayerIndex,
+        onto: Float[Array, "T L O"] | None = None,
     ) -> Float[Array, "T L O"]:
-        pools = tuple(self.pools[module] for module in modules)
-        return ops.lora(x, y, pools, layer, self.work, tuple(map(MODULES.index, modules)))
+        y = self._changed(ops, modules, y, layer)
+        rank_pages: tuple[Any, ...] = tuple(self.pools[module] for module in modules)
+        return ops.lora(x, y if onto is None else onto + y, rank_pages, layer, self.work, _rows(modules))
 
     def add_embedding(self, ops: Ops, tokens: Int[Array, "T L"], y: Float[Array, "T L D"]) -> Float[Array, "T L D"]:
-        return ops.embedding_lora(tokens, y, self.pools["embed_tokens"], self.work, MODULES.index("embed_tokens"))
+        y = self._changed(ops, ("embed_tokens",), y, np.asarray(0, np.int32))
+        rank_pages: Any = self.pools["embed_tokens"]
+        return ops.embedding_lora(tokens, y, rank_pages, self.work, POOLS.index("embed_tokens"))
+
+    def _changed(
+        self, ops: Ops, modules: tuple[str, ...], y: Float[Array, "T L O"], layer: LayerIndex
+    ) -> Float[Array, "T L O"]:
+        """By gains and biases; where there are no vector pages, there is no work for them in the program."""
+        names = tuple(f"{module}.vector" for module in modules)
+        if names[0] not in self.pools:
+            return y
+        return ops.affine(y, tuple(self.pools[name][0] for name in names), layer, self.work, _rows(names))
+
+
+def _rows(pools: tuple[str, ...]) -> tuple[int, ...]:
+    """Of the work list."""
+    return tuple(map(POOLS.index, pools))
 
 
 class TileBatch(NamedTuple):
     """Where the tiles of a step are; arrays of the host as packed, of the device inside a step.
 
     Attributes:
-        start: position of each tile's first token in its sequence.
-        length: its number of tokens; 0 is padding.
+        start: position of each tile's first column in its sequence.
+        first: the column of its first token: the columns before it, and their keys and values, are another tile's.
+        length: columns up to its last token; 0 is padding.
         table: the KV blocks of its sequence.
     """
 
     start: Int[AnyArray, "T"]
+    first: Int[AnyArray, "T"]
     length: Int[AnyArray, "T"]
     table: Int[AnyArray, "T C"]
 
@@ -127,11 +161,11 @@ def _attention(
     if parameters.q_norm is not None and parameters.k_norm is not None:
         q = _rms_norm(q, parameters.q_norm[layer], config.rms_norm_eps)
         k = _rms_norm(k, parameters.k_norm[layer], config.rms_norm_eps)
-    start, length, table = map(jnp.asarray, tiles)
-    kv = ops.kv_write(kv, rotate(k, turn), v, layer, table, start)
+    start, first, length, table = map(jnp.asarray, tiles)
+    kv = ops.kv_write(kv, rotate(k, turn), v, layer, table, start, first, length)
     heads = ops.paged_attention(rotate(q, turn), kv, layer, table, start, length)
     flat = heads.reshape(*x.shape[:2], -1)
-    return adapters.add(ops, ("o_proj",), flat, x + ops.linear(flat, parameters.o, layer), layer), kv
+    return adapters.add(ops, ("o_proj",), flat, ops.linear(flat, parameters.o, layer), layer, onto=x), kv
 
 
 def _mlp(
@@ -146,7 +180,7 @@ def _mlp(
     joined = ops.linear(normed, parameters.gate_up, layer)
     gate, up = jnp.split(adapters.add(ops, ("gate_proj", "up_proj"), normed, joined, layer), 2, axis=-1)
     inner = jax.nn.silu(gate) * up
-    return adapters.add(ops, ("down_proj",), inner, x + ops.linear(inner, parameters.down, layer), layer)
+    return adapters.add(ops, ("down_proj",), inner, ops.linear(inner, parameters.down, layer), layer, onto=x)
 
 
 def _rms_norm(x: Float[Array, "*N W"], scale: Float[Array, "W"], epsilon: float) -> Float[Array, "*N W"]:

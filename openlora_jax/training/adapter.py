@@ -49,8 +49,15 @@ class TrainedAdapter:
         return cls(factors, recipe.scale)
 
     def add(
-        self, ops: Ops, modules: tuple[str, ...], x: Float[Array, "T L I"], y: Float[Array, "T L O"], layer: LayerIndex
+        self,
+        ops: Ops,
+        modules: tuple[str, ...],
+        x: Float[Array, "T L I"],
+        y: Float[Array, "T L O"],
+        layer: LayerIndex,
+        onto: Float[Array, "T L O"] | None = None,
     ) -> Float[Array, "T L O"]:
+        y = y if onto is None else onto + y
         if modules == ("lm_head",):
             return y
         chosen = [self.factors[module] for module in modules]

@@ -31,7 +31,8 @@ def completion_loss(
     """-log p, the mean over the completions' tokens. An example is a tile; `ops` are those with gradients."""
     tokens, length, completion = map(jnp.asarray, batch)
     count, width = tokens.shape
-    tiles = TileBatch(jnp.zeros_like(length), length, jnp.arange(count, dtype=jnp.int32)[:, None])
+    nothing = jnp.zeros_like(length)
+    tiles = TileBatch(nothing, nothing, length, jnp.arange(count, dtype=jnp.int32)[:, None])
     kv = KvCache.create(
         layers=1,
         blocks=count,

@@ -62,8 +62,10 @@ def _write_only(
     layer: LayerIndex,
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
+    first: Int[Array, "T"],
+    length: Int[Array, "T"],
 ) -> KvCache:
-    return kv_write.kv_write(kv, k, v, ONLY, table, start)
+    return kv_write.kv_write(kv, k, v, ONLY, table, start, first, length)
 
 
 def _attend_only(

@@ -11,11 +11,11 @@ from pallas_kernels.layers import LayerIndex
 
 @runtime_checkable
 class KvWrite(Protocol):
-    """The cache with k[t, l] and v[t, l] at position p = start[t] + l of tile t: block table[t, p // S], place p % S.
+    """The cache with k[t, l] and v[t, l], first[t] <= l < length[t], at position p = start[t] + l of tile t.
 
-    The L positions of a tile lie in one block: `start` is a multiple of L, S a multiple of L. All L are written,
-    those past a tile's length too: they lie past the sequence's end, where nothing reads before it is written again.
-    A padding tile names block 0, which is nobody's.
+    That is block table[t, p // S], place p % S. The L positions of a tile lie in one block: `start` is a multiple of L,
+    S a multiple of L. No position is written by two tiles. A padding tile names block 0, which is nobody's and may hold
+    anything after.
     """
 
     def __call__(
@@ -26,4 +26,6 @@ class KvWrite(Protocol):
         layer: LayerIndex,
         table: Int[Array, "T C"],
         start: Int[Array, "T"],
+        first: Int[Array, "T"],
+        length: Int[Array, "T"],
     ) -> KvCache: ...

@@ -15,11 +15,16 @@ def kv_write(
     layer: LayerIndex,
     table: Int[Array, "T C"],
     start: Int[Array, "T"],
+    first: Int[Array, "T"],
+    length: Int[Array, "T"],
 ) -> KvCache:
-    """The cache with k[t, l] and v[t, l] at position start[t] + l of tile t."""
-    positions = start[:, None] + jnp.arange(k.shape[1])[None, :]
+    """The cache with k[t, l] and v[t, l], first[t] <= l < length[t], at position start[t] + l of tile t."""
+    column = jnp.arange(k.shape[1])[None, :]
+    positions = start[:, None] + column
     block, place = jnp.take_along_axis(table, positions // kv.block_tokens, axis=1), positions % kv.block_tokens
+    written = (column >= first[:, None]) & (column < length[:, None])
+    block = jnp.where(written, block, kv.values.shape[1])  # past the cache's end, where a scatter drops it
     return KvCache(
-        keys=kv.keys.at[layer, block, :, :, place].set(k.astype(kv.keys.dtype)),
-        values=kv.values.at[layer, block, :, place].set(v.astype(kv.values.dtype)),
+        keys=kv.keys.at[layer, block, :, :, place].set(k.astype(kv.keys.dtype), mode="drop"),
+        values=kv.values.at[layer, block, :, place].set(v.astype(kv.values.dtype), mode="drop"),
     )

@@ -120,7 +120,8 @@ def _kv_cache(workload: Workload) -> KvCache:
 
 
 def _tiles(rows: int, table_width: int) -> TileBatch:
-    return TileBatch(np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros((rows, table_width), np.int32))
+    nothing = np.zeros(rows, np.int32)
+    return TileBatch(nothing, nothing, nothing, np.zeros((rows, table_width), np.int32))
 
 
 def _sampling(rows: int, max_rows: int, max_forbidden: int) -> SamplingBatch:

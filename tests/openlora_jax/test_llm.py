@@ -161,6 +161,7 @@ def test_a_page_write_that_fails_takes_its_requests_and_no_later_one(
     for attempt in ("one", "two"):
         digest = tiny_llm.store.resolve(attempt)
         tiny_llm.adapters.unload(digest)
+        monkeypatch.setattr(tiny_llm.adapters, "_prefetch", None)  # idle time writes pages too
         monkeypatch.setattr(tiny_llm.runner.pool, "_write", fails)
         with pytest.raises(error):
             tiny_llm.generate("hello", GREEDY, attempt)

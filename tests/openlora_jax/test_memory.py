@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from openlora_jax import memory
 from openlora_jax.adapters.demand import NONE, UNKNOWN, Demand, Kind
-from openlora_jax.adapters.modules import MODULES
+from openlora_jax.adapters.modules import MODULES, POOLS
 from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.memory import MemoryPlan, device_memory, memory_budget
@@ -159,6 +159,20 @@ def test_other_settings_make_another_plan() -> None:
     assert MemoryPlan.of(SMALL, MODEL, UNKNOWN, kept(first)).pages["q_proj"] > 7
     smaller = MemoryPlan.of(SMALL, MODEL, UNKNOWN, None, BUDGET // 2)
     assert MemoryPlan.of(SMALL, MODEL, UNKNOWN, kept(smaller), BUDGET).total > smaller.total
+
+
+def test_vector_pages_are_planned_where_an_adapter_has_some_or_the_settings_ask() -> None:
+    plain, gains = Demand({(("q_proj", 1),): 1}), Demand({(("q_proj", 1), ("q_proj.vector", 1)): 1})
+    assert MemoryPlan.of(SMALL, MODEL, plain).pages.keys() == set(MODULES)
+    planned = MemoryPlan.of(SMALL, MODEL, gains)
+    assert planned.pages.keys() == set(POOLS)
+    assert planned.pages["q_proj.vector"] > 2
+    assert planned.pages["up_proj.vector"] == 1
+    assert planned.pools["up_proj.vector"] == 4 * 2 * 2 * 48
+    kept = Planned(basis=planned.basis, pages=MemoryPlan.of(SMALL, MODEL, plain).pages, kv_blocks=33)
+    assert MemoryPlan.of(SMALL, MODEL, gains, observed(planned=kept)).pages == planned.pages
+    asked = EngineConfig.of(SMALL.model_dump(include=SMALL.model_fields_set) | {"vector_pages": 5})
+    assert MemoryPlan.of(asked, MODEL, plain).pages["up_proj.vector"] == 5
 
 
 def test_what_is_too_much_by_now_is_planned_again() -> None:

@@ -16,20 +16,28 @@ IMPLEMENTATIONS = pytest.mark.parametrize(
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize(("starts", "tokens"), [([0, 15, 33, 79], 1), ([0, 16, 64], 16), ([8, 40], 8)])
+@pytest.mark.parametrize(
+    ("starts", "tokens", "columns"),
+    [
+        ([0, 15, 33, 79], 1, [(0, 1)] * 4),
+        ([0, 16, 64], 16, [(0, 16), (5, 16), (3, 9)]),
+        ([8, 40], 8, [(0, 5), (0, 8)]),
+    ],
+)
 def test_keys_and_values_land_at_their_positions_and_nowhere_else(
-    kv_write: KvWrite, starts: list[int], tokens: int
+    kv_write: KvWrite, starts: list[int], tokens: int, columns: list[tuple[int, int]]
 ) -> None:
     shape = Shape(tokens)
     tiles, before = scene(shape, starts, [0] * len(starts))
+    first, length = jnp.asarray(columns, jnp.int32).T
     k, v = np.random.default_rng(7).normal(size=(2, len(starts), tokens, shape.kv_heads, shape.width))
     want = before.copy()
     for tile, start in enumerate(starts):
-        for token in range(tokens):
+        for token in range(*columns[tile]):
             block, place = divmod(start + token, shape.block)
             want[1, tiles.table[tile, block], :, :, place] = k[tile, token], v[tile, token]
     new = jnp.asarray(k, jnp.float32), jnp.asarray(v, jnp.float32)
-    after = jax.jit(kv_write)(cache(before), *new, jnp.int32(1), tiles.table, tiles.start)
+    after = jax.jit(kv_write)(cache(before), *new, jnp.int32(1), tiles.table, tiles.start, first, length)
     np.testing.assert_array_equal(after.keys, cache(want).keys)
     np.testing.assert_array_equal(after.values, cache(want).values)
 
@@ -40,11 +48,30 @@ def test_padding_tiles_touch_nobodys_block_alone(kv_write: KvWrite) -> None:
     tiles, before = scene(shape, [16, 0, 0], [0] * 3)
     new = jnp.ones((3, 16, shape.kv_heads, shape.width))
     table = tiles.table.at[1:].set(0)
-    after = jax.jit(kv_write)(cache(before), new, new, jnp.int32(0), table, tiles.start)
+    length = jnp.asarray([16, 0, 0], jnp.int32)
+    after = jax.jit(kv_write)(cache(before), new, new, jnp.int32(0), table, tiles.start, jnp.zeros_like(length), length)
     want = before.copy()
     want[0, tiles.table[0, 1]] = 1
     np.testing.assert_array_equal(after.keys[:, 1:], cache(want).keys[:, 1:])
     np.testing.assert_array_equal(after.values[:, 1:], cache(want).values[:, 1:])
+
+
+@IMPLEMENTATIONS
+def test_two_tiles_may_share_their_columns(kv_write: KvWrite) -> None:
+    """As where a mix changes between two tokens of a tile."""
+    shape = Shape(tokens=16)
+    tiles, before = scene(shape, [16, 16], [0, 0])
+    k, v = np.random.default_rng(8).normal(size=(2, 2, 16, shape.kv_heads, shape.width))
+    table = tiles.table.at[1].set(tiles.table[0])
+    want = before.copy()
+    for column in range(12):
+        tile = int(column >= 5)
+        want[0, table[0, 1], :, :, column] = k[tile, column], v[tile, column]
+    new = jnp.asarray(k, jnp.float32), jnp.asarray(v, jnp.float32)
+    columns = jnp.asarray([0, 5], jnp.int32), jnp.asarray([5, 12], jnp.int32)
+    after = jax.jit(kv_write)(cache(before), *new, jnp.int32(0), table, tiles.start, *columns)
+    np.testing.assert_array_equal(after.keys, cache(want).keys)
+    np.testing.assert_array_equal(after.values, cache(want).values)
 
 
 @pytest.mark.parametrize(("kv_write", "repeats"), [(xla.kv_write_scatter, False), (reference.kv_write, True)])
@@ -55,7 +82,7 @@ def test_the_scatter_for_a_gpu_says_that_no_index_repeats(kv_write: KvWrite, rep
     new = jnp.ones((2, 1, shape.kv_heads, shape.width), jnp.bfloat16)
     layer = np.asarray(1, np.int32)
     lowered = lower_cuda(
-        lambda kv, new, table, start: kv_write(kv, new, new, layer, table, start),
+        lambda kv, new, table, start: kv_write(kv, new, new, layer, table, start, 0 * start, 0 * start + 1),
         cache(before, "bfloat16"),
         new,
         tiles.table,

@@ -3,13 +3,11 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -275,14 +273,6 @@ def call(**of: Any) -> None:
 
 def test_what_is_served_is_not_refused() -> None:
     call(**changed())
-
-
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """Without the type checks that only tests have: they see some of it first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("untyped")

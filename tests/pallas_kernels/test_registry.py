@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from pallas_kernels.affine.api import Affine
 from pallas_kernels.kv_write.api import KvWrite
 from pallas_kernels.layers import OverLayers
 from pallas_kernels.linear.api import Linear
@@ -26,6 +27,7 @@ PROTOCOLS = {
     "linear": Linear,
     "quantized_linear": QuantizedLinear,
     "quantized_layers": QuantizedLayers,
+    "affine": Affine,
     "lora": Lora,
     "embedding_lora": EmbeddingLora,
     "kv_write": KvWrite,

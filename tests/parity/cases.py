@@ -232,6 +232,63 @@ ADAPTERS: dict[str, AdapterCase] = {
     "mistral_all": AdapterCase(base="mistral", config={"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}),
     "qwen2_all": AdapterCase(base="qwen2", config={"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}),
     "qwen3_all": AdapterCase(base="qwen3", config={"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}),
+    # Vectors beside the factors.
+    "dora": AdapterCase(config={"r": 4, "lora_alpha": 6, "use_dora": True, "target_modules": "all-linear"}),
+    "dora_rank_17": AdapterCase(
+        config={"r": 17, "lora_alpha": 8, "use_dora": True, "use_rslora": True, "target_modules": ATTENTION},
+        stored="bfloat16",
+    ),
+    "dora_embed_head": AdapterCase(
+        config={"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ["embed_tokens", "lm_head"]}
+    ),
+    "dora_biased_base": AdapterCase(
+        base="qwen2", config={"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ["q_proj", "v_proj"]}
+    ),
+    "lora_bias": AdapterCase(config={"r": 4, "lora_alpha": 6, "lora_bias": True, "target_modules": "all-linear"}),
+    "lora_bias_head": AdapterCase(
+        config={"r": 8, "lora_alpha": 4, "lora_bias": True, "target_modules": ["lm_head", "gate_proj", "o_proj"]}
+    ),
+    "lora_bias_biased_base": AdapterCase(
+        base="qwen2", config={"r": 4, "lora_alpha": 8, "lora_bias": True, "target_modules": ["k_proj", "v_proj"]}
+    ),
+    # Active from the last invocation in the prompt: rows 3, 5 and 6; row 5 from its sixth token; rows 1 and 5.
+    "alora": AdapterCase(
+        config={"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "alora_invocation_tokens": [239]}
+    ),
+    "alora_two_tokens": AdapterCase(
+        config={"r": 2, "lora_alpha": 4, "target_modules": QV, "alora_invocation_tokens": [19, 239]}
+    ),
+    "alora_bias": AdapterCase(
+        config={
+            "r": 4,
+            "lora_alpha": 8,
+            "lora_bias": True,
+            "target_modules": ["v_proj", "lm_head"],
+            "alora_invocation_tokens": [19],
+        }
+    ),
+    # Rows of tokens.
+    "token_rows": AdapterCase(
+        config={"r": 4, "lora_alpha": 8, "target_modules": QV, "trainable_token_indices": [239, 19, 5, 97, 104]}
+    ),
+    "token_rows_tied": AdapterCase(
+        base="llama_tied",
+        config={
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": QV,
+            "trainable_token_indices": {"embed_tokens": [19, 239, 12, 104]},
+        },
+    ),
+    "token_rows_both": AdapterCase(
+        config={
+            "r": 4,
+            "lora_alpha": 8,
+            "use_dora": True,
+            "target_modules": QV,
+            "trainable_token_indices": {"embed_tokens": [19, 239], "lm_head": list(range(0, 40, 2))},
+        },
+    ),
 }
 
 MIXES: dict[str, MixCase] = {
@@ -239,6 +296,7 @@ MIXES: dict[str, MixCase] = {
     "ranks": MixCase(adapters={"rank_1": 1.0, "rank_17": 0.5, "rank_64": 0.25, "rank_128": 1.5}),
     "signs": MixCase(adapters={"alpha_negative": -0.7, "rslora": 0.3, "pattern_regex": -0.2}),
     "embed_head": MixCase(adapters={"embed": 0.5, "head": 0.5, "embed_head": -0.4}),
+    "biases": MixCase(adapters={"lora_bias": 0.7, "lora_bias_head": -1.2, "rank_8": 0.4}),
     "tied": MixCase(base="llama_tied", adapters={"tied_embed": 0.5, "tied_head": 0.5, "tied_ensured": 0.3}),
     "five": MixCase(adapters={"rank_2": 0.8, "rank_8": -0.5, "rank_33": 0.7, "rslora": 0.4, "embed": 0.6}),
     "six": MixCase(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.adapter import convert_adapter
+from convert.adapter import BaseWeights, convert_adapter
 from convert.base import convert_base
 from openlora_jax import LLM
 from openlora_jax.adapters.store import AdapterStore
@@ -23,6 +23,7 @@ CONFIG = EngineConfig(
     kv_blocks=257,
     pool_pages=129,
     wide_pool_pages=17,
+    vector_pages=9,
 )
 """One program of each kind, and chunks and blocks short enough for the longest row to need several."""
 
@@ -42,10 +43,13 @@ class House:
             self._llms[base] = LLM(base=self._base(base), store=self._store.path, config=self._config)
         return self._llms[base]
 
-    def install(self, name: str, adapter: Path, base: Path) -> None:
-        """Converts a PEFT directory for a base, under a name."""
+    def install(self, name: str, adapter: Path, base: Path, initial: Path | None = None) -> None:
+        """Converts a PEFT directory for a base, under a name; `initial` is what it was before training."""
         if name not in self._store.registrations():
-            conversion = convert_adapter(adapter, BaseManifest.read(self._base(base)))
+            path = self._base(base)
+            manifest = BaseManifest.read(path)
+            weights = BaseWeights(path, manifest)
+            conversion = convert_adapter(adapter, manifest, weights=weights, initial=initial)
             self._store.install(name, conversion.manifest, conversion.tensors)
 
     def score(self, base: Path, rows: tuple[Row, ...], adapters: dict[str, float] | None = None) -> Scores:

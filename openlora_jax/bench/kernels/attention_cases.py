@@ -98,6 +98,7 @@ def _attention_step(attention: PagedAttention) -> Step:
 def _kv_write_step(kv_write: KvWrite) -> Step:
     def step(operands: tuple[Array, Array, Array, Array], layer: LayerIndex, kv: KvCache) -> KvCache:
         k, v, table, start = operands
-        return kv_write(kv, k, v, layer, table, start)
+        first = jnp.zeros_like(start)
+        return kv_write(kv, k, v, layer, table, start, first, first + k.shape[1])
 
     return step

@@ -14,6 +14,9 @@ from pallas_kernels.layers import LayerIndex, OverLayers
 CALLS = 8
 """Of an op in one program, at least: dispatching a program takes as long as some kernels run."""
 
+FEW_CALLS = 2
+"""Of an op that goes through a row for every token of the vocabulary; each call takes operands of its own."""
+
 PERIOD = 1_000_003
 """After so many, random numbers repeat: a prime, so that no two pages or blocks are alike."""
 

@@ -8,7 +8,7 @@ from jax import Array
 
 from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
 from openlora_jax.bench.kernels import peers
-from openlora_jax.bench.kernels.case import CALLS, Case, Step, layers_beyond, normal
+from openlora_jax.bench.kernels.case import CALLS, FEW_CALLS, Case, Step, layers_beyond, normal
 from openlora_jax.bench.kernels.work_lists import distinct_pages, pool_pages, work_lists
 from openlora_jax.bench.kernels.workload import GROUPS, MIXES, Workload
 from pallas_kernels.layers import LayerIndex, unrolled
@@ -17,6 +17,7 @@ from pallas_kernels.lora.api import EmbeddingLora, Lora, PagePair, WorkList
 from pallas_kernels.registry import Ops
 
 Operands = tuple[Array, tuple[PagePair, ...], WorkList]
+HeadOperands = tuple[Array, tuple[PagePair, ...], tuple[WorkList, ...]]
 EmbeddingOperands = tuple[PagePair, tuple[tuple[Array, WorkList], ...]]
 
 
@@ -50,6 +51,38 @@ def lora_cases(workload: Workload, ops: Ops, cache: int, kind: str, group: str) 
             },
             nbytes=itemsize * (read * page_elements + x.size + 2 * y.size),
             footprint=itemsize * layers * min(len(lists) * read, pages) * page_elements,
+            operations=2 * items * tokens * page_elements,
+        )
+
+
+def head_lora_cases(workload: Workload, ops: Ops) -> Iterator[Case]:
+    """One for each mix, in decode; each call has pages of its own, since there is but one layer."""
+    tiles, tokens = workload.tiles("decode")
+    shape, itemsize = module_shapes(workload.model)["lm_head"], jnp.dtype(workload.dtype).itemsize
+    page_elements = PAGE_RANK * (shape.d_in + shape.d_out)
+    pages = pool_pages(workload, tiles)
+    pools = (_pool(0, (1, pages), shape.d_in, shape.d_out, workload),)
+    x = normal(100, (tiles, tokens, shape.d_in), workload.dtype)
+    y = normal(101, (tiles, tokens, shape.d_out), workload.dtype)
+    for mix, adapters_of in MIXES.items():
+        adapters = adapters_of(tiles)
+        lists = work_lists(workload, adapters, 1)
+        items, read = sum(map(workload.pages, adapters)), distinct_pages(workload, adapters)
+        yield Case(
+            op="lora decode, lm_head",
+            mix=mix,
+            operands=((x, pools, tuple(lists[call % len(lists)] for call in range(FEW_CALLS))),),
+            carry=y,
+            calls=FEW_CALLS,
+            over_layers=unrolled,
+            reference=_head_step(reference.lora),
+            steps={
+                ops.chosen["lora"].name: _head_step(ops.lora),
+                "gather": _head_step(peers.gather_lora),
+                "one-hot": _head_step(peers.one_hot_lora),
+            },
+            nbytes=itemsize * (read * page_elements + x.size + 2 * y.size),
+            footprint=itemsize * min(FEW_CALLS * read, pages) * page_elements,
             operations=2 * items * tokens * page_elements,
         )
 
@@ -98,6 +131,14 @@ def _step(lora: Lora) -> Step:
     def step(operands: Operands, layer: LayerIndex, y: Array) -> Array:
         x, pools, work = operands
         return lora(x, y, pools, layer, work, tuple(range(len(pools))))
+
+    return step
+
+
+def _head_step(lora: Lora) -> Step:
+    def step(operands: HeadOperands, layer: LayerIndex, y: Array) -> Array:
+        x, pools, calls = operands
+        return lora(x, y, pools, np.asarray(0, np.int32), calls[int(layer)], (0,))
 
     return step
 

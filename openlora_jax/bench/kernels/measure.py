@@ -15,7 +15,8 @@ from jax import Array
 from openlora_jax.bench.kernels.attention_cases import attention_case, kv_write_case
 from openlora_jax.bench.kernels.case import Case, Step
 from openlora_jax.bench.kernels.devices import Peak
-from openlora_jax.bench.kernels.lora_cases import embedding_lora_cases, lora_cases
+from openlora_jax.bench.kernels.lora_cases import embedding_lora_cases, head_lora_cases, lora_cases
+from openlora_jax.bench.kernels.sampling_cases import threshold_case, top_k_case
 from openlora_jax.bench.kernels.workload import KINDS, MIXES, Workload
 from openlora_jax.bench.samples import Samples
 from openlora_jax.config import Dtype
@@ -73,7 +74,7 @@ class Result:
 
 def measure(workload: Workload, ops: Ops, peak: Peak, progress: Progress) -> list[Result]:
     """All cases, one after the other."""
-    total = len(MIXES) * (len(KINDS) * len(workload.groups) + 1) + 2 * len(KINDS)
+    total = len(MIXES) * (len(KINDS) * len(workload.groups) + 2) + 2 * len(KINDS) + 2
     done = itertools.count()
 
     def result(case: Case) -> Result:
@@ -98,10 +99,13 @@ def _cases(workload: Workload, ops: Ops, cache: int) -> Iterator[Case]:
     for kind in KINDS:
         for group in workload.groups:
             yield from lora_cases(workload, ops, cache, kind, group)
+    yield from head_lora_cases(workload, ops)
     yield from embedding_lora_cases(workload, ops)
     for kind in KINDS:
         yield attention_case(workload, ops, cache, kind)
         yield kv_write_case(workload, ops, kind)
+    yield top_k_case(workload, ops)
+    yield threshold_case(workload, ops)
 
 
 def outcomes(case: Case, workload: Workload) -> tuple[Outcome, ...]:

@@ -12,7 +12,7 @@ from openlora_jax.bench.kernels.workload import Workload
 from openlora_jax.bench.machine import line, machine, versions
 from pallas_kernels.registry import Ops
 
-PEERS = ("gather", "one-hot")
+PEERS = ("gather", "one-hot", "sort")
 CACHED = "*"
 
 

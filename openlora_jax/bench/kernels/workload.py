@@ -94,7 +94,7 @@ class Workload:
 
     @classmethod
     def default(cls, platform: str) -> "Workload":
-        """A minute's work for a CPU; for others what fills them."""
+        """Two minutes' work for a CPU; for others what fills them."""
         if platform == "cpu":
             return cls(
                 shape="smollm2",

@@ -18,17 +18,14 @@ from tests.convert.adapter.conftest import Array, Save, linear, lora
 Q0 = linear("q_proj", 0)
 
 FEATURES: list[tuple[dict[str, Any], str]] = [
-    ({"use_dora": True}, "DoRA"),
-    ({"lora_bias": True}, "bias on lora_B"),
+    ({"use_dora": True, "lora_bias": True}, "DoRA .* with lora_bias"),
+    ({"use_dora": True, "alora_invocation_tokens": [1]}, "DoRA .* with alora_invocation_tokens"),
     ({"bias": "all"}, "bias = all"),
     ({"bias": "lora_only"}, "bias = lora_only"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    ({"trainable_token_indices": [1, 2]}, "trained token rows"),
-    ({"trainable_token_indices": {"embed_tokens": [1]}}, "trained token rows"),
+    ({"trainable_token_indices": [1], "alora_invocation_tokens": [1]}, "aLoRA with trained token rows"),
     ({"target_parameters": ["experts.w"]}, "target_parameters"),
     ({"use_qalora": True}, "QALoRA"),
-    ({"alora_invocation_tokens": [1]}, "activated LoRA"),
-    ({"alora_invocation_tokens": []}, "activated LoRA"),
     ({"use_bdlora": {"nblocks": 2}}, "block-diagonal"),
     ({"kasa_config": {"beta": 1}}, "KaSA"),
     ({"arrow_config": {"top_k": 2}}, "Arrow"),
@@ -91,6 +88,15 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": {"a" * 257: 1}}, "rank_pattern.*at most 256 characters"),
     ({"alpha_pattern": {"q_proj": "x"}}, r"alpha_pattern\.q_proj: .*valid number"),
     ({"base_model_name_or_path": 3}, "base_model_name_or_path: .*valid string"),
+    ({"trainable_token_indices": 7}, "trainable_token_indices"),
+    ({"trainable_token_indices": ["7"]}, "trainable_token_indices"),
+    ({"use_dora": "yes"}, "use_dora: .*valid boolean"),
+    ({"alora_invocation_tokens": []}, "alora_invocation_tokens: .*at least 1"),
+    ({"alora_invocation_tokens": "x"}, "alora_invocation_tokens: .*valid list"),
+    ({"alora_invocation_tokens": [1.5]}, "alora_invocation_tokens.0: .*valid integer"),
+    ({"alora_invocation_tokens": [1] * 1025}, "alora_invocation_tokens: .*at most 1024"),
+    ({"alora_invocation_tokens": [1, 50]}, "alora_invocation_tokens: 50 is outside the vocabulary, 0..49"),
+    ({"alora_invocation_tokens": [-1]}, "alora_invocation_tokens: -1 is outside the vocabulary"),
 ]
 
 

@@ -18,6 +18,7 @@ from openlora_jax.adapters.lease import Lease
 from openlora_jax.adapters.pages import AdapterPages
 from openlora_jax.adapters.reader import AdapterSource, PagePool
 from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.traits import PLAIN, Traits
 
 TIMEOUT = 30.0
 LOAD_TIMEOUT = 10.0
@@ -32,6 +33,7 @@ SMALL = "abcdefgh"
 class Facts:
     pages: Mapping[str, int]
     base_digest: str = BASE
+    traits: Traits = PLAIN
 
     @property
     def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:

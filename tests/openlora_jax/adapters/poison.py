@@ -21,26 +21,26 @@ def poison_free(pool: AdapterPool, owned: Iterable[AdapterPages], poisoned: Adap
         All the pages that belong to nobody.
     """
     kept, found = list(owned), {}
-    for module, (a, b) in pool.arrays.items():
-        used = {ZERO_PAGE, *(page for pages in kept for page in pages.get(module, ()))}
-        found[module] = tuple(page for page in range(a.shape[1]) if page not in used)
-        free = tuple(page for page in found[module] if page not in (poisoned or {}).get(module, ()))
+    for name, parts in pool.arrays.items():
+        used = {ZERO_PAGE, *(page for pages in kept for page in pages.get(name, ()))}
+        found[name] = tuple(page for page in range(parts[0].shape[1]) if page not in used)
+        free = tuple(page for page in found[name] if page not in (poisoned or {}).get(name, ()))
         if not free:
             continue
-        nans = {f"{module}.{side}": np.full_like(x[:, : len(free)], np.nan) for side, x in (("A", a), ("B", b))}
-        pool.write({module: free}, pool.stage({module: len(free)}, nans))
+        tensors = zip(pool._shapes[name].parts, parts, strict=True)
+        nans = {tensor: np.full_like(part[:, : len(free)], np.nan) for tensor, part in tensors}
+        pool.write({name: free}, pool.stage({name: len(free)}, nans))
     return found
 
 
-def write_that_fails_when_it_runs(pool_a: Array, pool_b: Array, *_: object) -> tuple[Array, Array]:
+def write_that_fails_when_it_runs(pool: tuple[Array, ...], *_: object) -> tuple[Array, ...]:
     """Is dispatched; whoever does anything with what it returns gets an error."""
-    pool_a.delete()
-    pool_b.delete()
-    return pool_a, pool_b
+    for part in pool:
+        part.delete()
+    return pool
 
 
-def write_that_takes_the_pool_with_it(pool_a: Array, pool_b: Array, *_: object) -> tuple[Array, Array]:
+def write_that_takes_the_pool_with_it(pool: tuple[Array, ...], *_: object) -> tuple[Array, ...]:
     """Fails at its dispatch, when it has its arguments' memory."""
-    pool_a.delete()
-    pool_b.delete()
+    write_that_fails_when_it_runs(pool)
     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")

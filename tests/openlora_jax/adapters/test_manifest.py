@@ -4,6 +4,7 @@ import pytest
 
 from openlora_jax.adapters.manifest import LowRank, Manifest, Origin
 from openlora_jax.adapters.recipe import Member, Recipe
+from openlora_jax.adapters.traits import PLAIN, Traits
 
 SIZE: dict[str, Any] = {"layers": 2, "d_in": 4, "d_out": 6, "rank": 3}
 RECIPE = Recipe(method="ties", members=[Member(digest="a" * 64, weight=-0.5)], density=0.5, majority_sign="total")
@@ -67,3 +68,20 @@ def test_a_recipe_that_cannot_be(change: dict[str, Any]) -> None:
     fields["recipe"] |= change
     with pytest.raises(ValueError, match=r"^recipe\."):
         Manifest.from_fields(fields)
+
+
+def test_a_vector_page_and_invocation_tokens_come_back_and_are_counted() -> None:
+    modules = {"v_proj": LowRank(**SIZE), "q_proj": LowRank(**SIZE | {"rank": 17}, vector="gain")}
+    found = Manifest(base_digest="b" * 64, dtype="bfloat16", modules=modules, invocation_tokens=[3, 1])
+    assert Manifest.from_fields(found.to_fields()) == found
+    assert list(found.pages.items()) == [("q_proj", 2), ("v_proj", 1), ("q_proj.vector", 1)]
+    assert found.tensor_shapes["q_proj.vector"] == (2, 1, 2, 6)
+    assert found.nbytes == 2 * 2 * (3 * 16 * (4 + 6) + 2 * 6)
+    assert found.traits == Traits(invocation=(3, 1), gains=True)
+    assert manifest(None, None).traits == PLAIN
+
+
+@pytest.mark.parametrize("tokens", [[], [-1], ["1"], [True], list(range(1025))], ids=lambda tokens: str(tokens)[:9])
+def test_invocation_tokens_that_cannot_be(tokens: list[object]) -> None:
+    with pytest.raises(ValueError, match=r"^invocation_tokens"):
+        Manifest.from_fields({**manifest(None, None).to_fields(), "invocation_tokens": tokens})

@@ -1,6 +1,7 @@
 """Page writes on the device. One tiny base model; every array is random, so that a misplaced page shows."""
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
@@ -12,7 +13,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from numpy.typing import NDArray
 
-from openlora_jax.adapters.modules import MODULES, PAGE_RANK
+from openlora_jax.adapters.modules import MODULES, PAGE_RANK, POOLS
 from openlora_jax.adapters.pool import AdapterPool, _write_staged_page, pinned_memory
 from openlora_jax.adapters.synthetic import synthetic_tensors
 from tests.openlora_jax.adapters.poison import write_that_fails_when_it_runs, write_that_takes_the_pool_with_it
@@ -36,9 +37,11 @@ Tensors = dict[str, NDArray[np.generic]]
 EVERY_STAGING = pytest.mark.parametrize("pinned", [False, True], ids=["as read", "pinned"])
 
 
-def make_pool(dtype: str = "float32", *, pinned: bool = False) -> AdapterPool:
+def make_pool(
+    dtype: str = "float32", *, pinned: bool = False, capacities: Mapping[str, int] = CAPACITIES
+) -> AdapterPool:
     """A pinned one does with a CPU, whose memories have the same names, what it does with a GPU."""
-    pool = AdapterPool.create(CONFIG, CAPACITIES, jnp.dtype(dtype))
+    pool = AdapterPool.create(CONFIG, capacities, jnp.dtype(dtype))
     staging = SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host") if pinned else None
     return AdapterPool(pool._shapes, pool.arrays, staging)
 
@@ -52,8 +55,8 @@ def make_adapter(seed: int, counts: dict[str, int], dtype: str = "float32") -> T
     return {name: tensor.astype(jnp.dtype(dtype)) for part in parts for name, tensor in part.items()}
 
 
-def snapshot(pool: AdapterPool) -> dict[str, tuple[NDArray[np.generic], NDArray[np.generic]]]:
-    return {module: (np.array(a), np.array(b)) for module, (a, b) in pool.arrays.items()}
+def snapshot(pool: AdapterPool) -> dict[str, tuple[NDArray[np.generic], ...]]:
+    return {name: tuple(map(np.array, parts)) for name, parts in pool.arrays.items()}
 
 
 def test_a_fresh_pool_is_zeros_of_the_module_shapes() -> None:
@@ -61,14 +64,27 @@ def test_a_fresh_pool_is_zeros_of_the_module_shapes() -> None:
     assert tuple(pool.arrays) == MODULES
     assert pool.arrays["embed_tokens"][0].shape == (1, 6, 16, 48)
     assert pool.arrays["k_proj"][1].shape == (3, 6, 16, 8)
-    assert pool.nbytes == sum(a.size + b.size for a, b in pool.arrays.values()) * 4
-    assert all(not np.any(a) and not np.any(b) for a, b in snapshot(pool).values())
+    assert pool.nbytes == sum(part.size for parts in pool.arrays.values() for part in parts) * 4
+    assert not any(np.any(part) for parts in snapshot(pool).values() for part in parts)
+
+
+@EVERY_STAGING
+def test_vector_pages_are_written_beside_rank_pages(pinned: bool) -> None:
+    pool = make_pool(pinned=pinned, capacities=dict.fromkeys(POOLS, 3))
+    assert tuple(pool.arrays) == POOLS
+    vectors = np.random.default_rng(0).normal(size=(3, 1, 2, 8)).astype(np.float32)
+    tensors = make_adapter(1, {"k_proj": 1})
+    write(pool, {"k_proj": (1,), "k_proj.vector": (2,)}, {**tensors, "k_proj.vector": vectors})
+    (written,) = snapshot(pool)["k_proj.vector"]
+    np.testing.assert_array_equal(written[:, 2], vectors[:, 0])
+    assert not np.any(written[:, :2])
+    np.testing.assert_array_equal(snapshot(pool)["k_proj"][1][:, 1], tensors["k_proj.B"][:, 0])
 
 
 @pytest.mark.parametrize("page_write", [None, write_that_fails_when_it_runs, write_that_takes_the_pool_with_it])
 def test_a_pool_is_as_a_fresh_one_after_a_reset_whatever_became_of_it(page_write: Any) -> None:
     pool, tensors = make_pool(), make_adapter(1, {"q_proj": 2, "up_proj": 1})
-    fresh, zeros = snapshot(pool), {module: a.sharding for module, (a, _) in pool.arrays.items()}
+    fresh, zeros = snapshot(pool), {module: a.sharding for module, (a, *_) in pool.arrays.items()}
     pool._write = page_write or pool._write
     with suppress(RuntimeError):
         write(pool, {"q_proj": (1, 2), "up_proj": (3,)}, tensors)
@@ -175,7 +191,7 @@ def test_a_gpu_copies_out_of_pinned_memory_by_itself() -> None:
     """As lowered for one: the pages come in pinned memory, the copy is in the program, and the pool is written over."""
     pool = make_pool(pinned=True)
     staged = pool.stage({"q_proj": 1}, make_adapter(1, {"q_proj": 1}))
-    operands = (*pool.arrays["q_proj"], np.int32(1), staged["q_proj.A"][0], staged["q_proj.B"][0])
+    operands = pool.arrays["q_proj"], np.int32(1), (staged["q_proj.A"][0], staged["q_proj.B"][0])
     program = _write_staged_page.trace(*operands).lower(lowering_platforms=("cuda",)).as_text()
     assert program.count('mhlo.memory_kind = "pinned_host"') == 2
     assert program.count('_xla_buffer_placement = "device"') == 2

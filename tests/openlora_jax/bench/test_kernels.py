@@ -12,8 +12,10 @@ import pytest
 from jax import Array
 
 from openlora_jax.bench.kernels import lora_cases, measure, report
+from openlora_jax.bench.kernels.case import Case
 from openlora_jax.bench.kernels.devices import Peak, listed, measured
 from openlora_jax.bench.kernels.measure import Outcome, Result
+from openlora_jax.bench.kernels.sampling_cases import threshold_case, top_k_case
 from openlora_jax.bench.kernels.work_lists import distinct_pages, pool_pages, work_lists
 from openlora_jax.bench.kernels.workload import MIXES, SHAPES, SMOLLM2_135M, Workload
 from openlora_jax.bench.samples import Samples
@@ -33,7 +35,14 @@ TINY = replace(
 )
 WORKLOAD = replace(Workload.default("cpu"), shape="tiny", rows=5, prefill=64, context=96, rounds=2)
 PEAK = Peak(source="data sheet", bandwidth=1e10, flops=1e11, cache=1)
-PEERS = {"lora": ["gather", "one-hot"], "embedding": ["gather", "one-hot"], "attention": ["gather"], "kv_write": []}
+PEERS = {
+    "lora": ["gather", "one-hot"],
+    "embedding": ["gather", "one-hot"],
+    "attention": ["gather"],
+    "kv_write": [],
+    "top_k": ["sort"],
+    "threshold": ["sort"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +60,11 @@ def test_every_op_is_right_and_timed_beside_its_peers(monkeypatch: pytest.Monkey
     results = measure.measure(workload, ops, PEAK, lambda _, done, total: stages.append((done, total)))
     assert report.problems(results) == []
     assert stages == [(done, len(results)) for done in range(len(results))]
-    assert Counter(result.mix for result in results) == {"skewed": 3, "": 4}
+    assert Counter(result.mix for result in results) == {"skewed": 4, "": 6}
     for result in results:
         own, *others = result.outcomes
-        assert [own.name, *(other.name for other in others)] == ["xla", *PEERS[result.op.split()[0]]]
+        assert own.name == ("by_rows" if result.op == "top_k" else "xla")
+        assert [other.name for other in others] == PEERS[result.op.split()[0]]
         assert result.floor > 0
         assert all(len(each.samples.values) == 2 and min(each.samples.values) > 0 for each in result.outcomes)
     assert report.table(results, "cpu").row_count == len(results)
@@ -97,6 +107,26 @@ def test_what_is_wrong_or_fails_is_not_timed(lora: Callable[..., Array], problem
     assert "\n" not in outcome.problem
 
 
+def worst(x: Array, k: int) -> tuple[Array, Array]:
+    values, columns = implementations("cpu").top_k(-x, k)
+    return -values, columns
+
+
+def nothing_cut(weights: Array, top_k: Array, top_p: Array, settled: Array) -> Array:
+    return jnp.zeros_like(top_p)
+
+
+@pytest.mark.parametrize(
+    ("case", "wrong"),
+    [(top_k_case, {"top_k": worst}), (threshold_case, {"threshold": nothing_cut})],
+    ids=["top_k", "threshold"],
+)
+def test_a_wrong_search_is_not_timed(case: Callable[..., Case], wrong: dict[str, Any]) -> None:
+    own, sort = measure.outcomes(case(WORKLOAD, replace(implementations("cpu"), **wrong)), WORKLOAD)
+    assert (own.problem or "").startswith("wrong by ")
+    assert sort.timed
+
+
 def test_problems_are_listed_and_have_no_figures() -> None:
     outcomes = (Outcome("xla", 0.5, "wrong"), Outcome("gather", 0.0, samples=Samples("", "us", [1.0])))
     result = Result(
@@ -104,7 +134,7 @@ def test_problems_are_listed_and_have_no_figures() -> None:
     )
     assert report.problems([result]) == ["lora skewed: xla: wrong"]
     cells = [next(iter(column.cells)) for column in report.table([result], "cpu").columns]
-    assert cells == ["lora", "skewed", "1.0*", "bytes", "-", "-", "1.0", "", "5e-01"]
+    assert cells == ["lora", "skewed", "1.0*", "bytes", "-", "-", "1.0", "", "", "5e-01"]
 
 
 def test_the_kernel_takes_these_operands() -> None:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openlora_jax.adapters.traits import Traits
 from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
 from openlora_jax.engine.scheduling_params import SchedulingParams
+from openlora_jax.errors import InvalidRequest
 from tests.openlora_jax.engine.cases import REQUESTS, answer_of, check
 from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, expected_scores, generate, small_config
 
@@ -62,6 +64,67 @@ def test_only_the_same_tenant_and_mix_find_them(adapters: Mapping[str, float], t
     bench = Bench(small_config())
     found(bench, generate(PROMPT, {"a1": 1.0}, scheduling=SchedulingParams(tenant="blue")))
     assert found(bench, generate(PROMPT, adapters, scheduling=SchedulingParams(tenant=tenant))) == tokens
+
+
+def invoked_bench() -> Bench:
+    """Where adapter 1 acts from tokens 70, 71 on."""
+    return Bench(small_config(), FakeAdapters(traits={"d1": Traits(invocation=(70, 71))}))
+
+
+def test_before_its_invocation_an_adapter_shares_the_base_models_blocks() -> None:
+    bench = invoked_bench()
+    found(bench, generate(PROMPT))
+    invoked = (*PROMPT[:36], 70, 71, 3)
+    before = len(bench.runner.plans)
+    assert found(bench, generate(invoked, {"a1": 1.0})) == 32
+    tiles = [tile for plan in bench.runner.plans[before:] for tile in plan.tiles]
+    assert [(tile.start, len(tile.tokens or ()), bool(tile.pages)) for tile in tiles[:3]] == [
+        (32, 4, False),
+        (36, 3, True),
+        (39, 0, True),
+    ]
+    assert found(bench, generate((*PROMPT[:20], 70, 71, *PROMPT[22:]), {"a1": 1.0})) == 16
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "tokens"),
+    [
+        ((*PROMPT[:10], 70, 71, *PROMPT[12:]), (*PROMPT[:10], 70, 71, *PROMPT[12:]), 32),
+        # What was the last invocation is not any more: the blocks from it on are the base model's.
+        ((*PROMPT[:10], 70, 71, *PROMPT[12:]), (*PROMPT[:10], 70, 71, *PROMPT[12:36], 70, 71, 5), 0),
+        ((*PROMPT[:10], 70, 71, *PROMPT[12:36], 70, 71, 5), (*PROMPT[:10], 70, 71, *PROMPT[12:]), 0),
+    ],
+)
+def test_from_its_invocation_on_blocks_are_the_adapters(
+    first: tuple[int, ...], second: tuple[int, ...], tokens: int
+) -> None:
+    bench = invoked_bench()
+    found(bench, generate(first, {"a1": 1.0}))
+    assert found(bench, generate(second, {"a1": 1.0})) == tokens
+
+
+def test_an_adapter_that_is_not_invoked_is_the_base_model() -> None:
+    bench = invoked_bench()
+    found(bench, generate(PROMPT))
+    before = bench.engine.stats.cached_tokens
+    answer = answer_of(generate(PROMPT, {"a1": 1.0}), bench)
+    check(generate(PROMPT), answer)
+    assert bench.engine.stats.cached_tokens - before == 32
+    assert not any(tile.pages for plan in bench.runner.plans for tile in plan.tiles)
+
+
+def test_samples_of_an_invoked_adapter_fork_within_its_tile() -> None:
+    bench = invoked_bench()
+    request = generate((*PROMPT[:36], 70, 71, 3), {"a1": 1.0}, n=3, max_tokens=20)
+    check(request, answer_of(request, bench))
+
+
+def test_a_gain_is_in_no_mix() -> None:
+    bench = Bench(small_config(), FakeAdapters(traits={"d1": Traits(gains=True)}))
+    check(generate(PROMPT, {"a1": 1.0}), answer_of(generate(PROMPT, {"a1": 1.0}), bench))
+    for mix in ({"a1": 0.5}, {"a1": 1.0, "a2": 1.0}):
+        assert isinstance(error := answer_of(generate(PROMPT, mix), bench).error, InvalidRequest)
+        assert "'a1' is a DoRA adapter" in str(error)
 
 
 def test_scores_and_samples_find_each_others() -> None:

@@ -27,12 +27,15 @@ def load_adapter(base: Path, adapter: Path) -> torch.nn.Module:
 
 
 def load_mix(base: Path, adapters: Mapping[Path, float]) -> PreTrainedModel:
-    """The base model with the weighted sum of the adapters' deltas added to its weights."""
+    """The base model with the weighted sums of the adapters' deltas and biases added to its weights and biases."""
     mixed = load_base(base, untie=True)
     for adapter, weight in adapters.items():
         for name, module in lora_layers(load_adapter(base, adapter)).items():
             target = mixed.get_submodule(name)
             target.weight.data += weight * module.get_delta_weight("default")
+            if module.lora_bias["default"]:
+                bias = weight * module.scaling["default"] * module.lora_B["default"].bias.data
+                target.bias = torch.nn.Parameter(bias if target.bias is None else target.bias.data + bias)
     return mixed
 
 
@@ -43,6 +46,11 @@ def lora_layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }
+
+
+def token_rows(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The trained rows of the embedding and of the head, `[tokens, width]`."""
+    return [rows for name, rows in model.named_parameters() if "trainable_tokens_delta" in name]
 
 
 def score(model: torch.nn.Module, rows: Sequence[Row]) -> Scores:

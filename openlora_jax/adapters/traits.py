@@ -1,0 +1,35 @@
+"""What an engine must know of an adapter beside its pages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """How an adapter acts.
+
+    Attributes:
+        invocation: the tokens that it acts from (activated LoRA, https://arxiv.org/abs/2504.12397); none if it acts
+            everywhere.
+        gains: it scales what the base computes (DoRA, https://arxiv.org/abs/2402.09353), which is not linear in its
+            weight: it can be part of no mix.
+    """
+
+    invocation: tuple[int, ...] = ()
+    gains: bool = False
+
+    def begin(self, prompt: Sequence[int]) -> int | None:
+        """The position from which it acts on a prompt and on what is generated after it; None if it never does.
+
+        That is, as in PEFT, where its invocation tokens begin for the last time in the prompt. Those that are generated
+        change nothing.
+        """
+        if not self.invocation:
+            return 0
+        count = len(self.invocation)
+        starts = range(len(prompt) - count, -1, -1)
+        return next((start for start in starts if tuple(prompt[start : start + count]) == self.invocation), None)
+
+
+PLAIN = Traits()
+"""Those of a plain LoRA."""

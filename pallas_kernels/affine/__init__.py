@@ -1,0 +1,1 @@
+"""Outputs scaled and shifted by vectors of adapters, tile by tile."""
