@@ -8,8 +8,11 @@ import numpy as np
 from openlora_jax.adapters.factors import F32
 from openlora_jax.adapters.modules import module_name
 from openlora_jax.model.checkpoint import BaseManifest
+from openlora_jax.model.stored import joined, stored_arrays
 from openlora_jax.model.streaming import StoredWeights
+from openlora_jax.model.weight import Weight
 from openlora_jax.model.weights import weight_table
+from openlora_jax.quantization.matrix import dense
 
 
 class BaseWeights:
@@ -36,10 +39,14 @@ class BaseWeights:
         return StoredWeights(self._base, self._config)
 
     @cached_property
+    def _table(self) -> dict[str, Weight]:
+        return weight_table(self._config)
+
+    @cached_property
     def _rows(self) -> dict[str, tuple[str, slice]]:
         """Where each Hugging Face tensor is: a weight's name, and its rows of it."""
         rows: dict[str, tuple[str, slice]] = {}
-        for weight_name, weight in weight_table(self._config).items():
+        for weight_name, weight in self._table.items():
             first = 0
             for name, count in weight.sources:
                 rows[name] = weight_name, slice(first, first + count)
@@ -47,5 +54,11 @@ class BaseWeights:
         return rows
 
     def _read(self, name: str) -> F32:
+        """A tensor, of a quantised base as the codes have it."""
         weight_name, rows = self._rows[name]
-        return np.asarray(self._stored.read(weight_name)[rows], np.float32)
+        one = {weight_name: self._table[weight_name]}
+        arrays = {array: self._stored.read(array) for array in stored_arrays(one, "float32")}
+        stored = joined(one, arrays)[weight_name]
+        if one[weight_name].quantization is not None:
+            stored = dense(stored)
+        return np.asarray(stored[rows], np.float32)

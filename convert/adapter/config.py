@@ -21,18 +21,23 @@ Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Alpha = Annotated[float, Field(ge=-MAX_ALPHA, le=MAX_ALPHA, allow_inf_nan=False)]
 Pattern = Annotated[str, Field(min_length=1, max_length=MAX_PATTERN_LENGTH)]
 
+TokenIds = Annotated[list[int], Field(max_length=MAX_PATTERNS)]
+
 PLAIN_INITIALISATIONS = {"true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga"}
 """Values of `init_lora_weights` after which the saved tensors are a plain LoRA of the untouched base."""
 
+RELATIVE_INITIALISATIONS = ("pissa", "olora", "corda")
+"""How values of `init_lora_weights` begin after which the saved tensors count beside what they were before training."""
+
 _CHANGED_BASE = (
-    "it is relative to a base that the initialisation changed; save it again with "
-    "save_pretrained(..., path_initial_model_for_weight_conversion=INITIAL)"
+    "it is relative to a base that the initialisation changed; give the adapter as it was before training (--initial), "
+    "or save it again with save_pretrained(..., path_initial_model_for_weight_conversion=INITIAL)"
 )
+_QUANTISED_BASE = "it is relative to a base that was quantised for it; train it on a base as it is"
 _PLAIN = "train a plain LoRA, or merge this adapter into its base and convert the result with `openlora convert base`"
 
 REFUSED: Mapping[str, tuple[str, str]] = {
     "modules_to_save": ("a full copy of a module (modules_to_save)", "train LoRA on that module instead"),
-    "trainable_token_indices": ("trained token rows", "train LoRA on embed_tokens instead"),
     "target_parameters": ("LoRA on bare parameters (target_parameters)", "target linear modules instead"),
     "use_qalora": ("QALoRA", _PLAIN),
     "use_bdlora": ("block-diagonal LoRA", _PLAIN),
@@ -40,7 +45,7 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "arrow_config": ("Arrow routing", "convert the routed adapters one by one"),
     "layer_replication": ("layer replication", "convert the model with the replicated layers as a base"),
     "megatron_config": ("Megatron's parallel linear layers", "save it with plain linear layers"),
-    "loftq_config": ("LoftQ", _CHANGED_BASE),
+    "loftq_config": ("LoftQ", _QUANTISED_BASE),
 }
 """Fields that must be empty, what they turn on, and what to do instead."""
 
@@ -66,14 +71,19 @@ class AdapterConfig(BaseModel):
     alora_invocation_tokens: Annotated[list[int], Field(min_length=1, max_length=MAX_INVOCATION)] | None = None
     rank_pattern: Annotated[dict[Pattern, Rank], Field(max_length=MAX_PATTERNS)] = {}
     alpha_pattern: Annotated[dict[Pattern, Alpha], Field(max_length=MAX_PATTERNS)] = {}
+    trainable_token_indices: TokenIds | dict[str, TokenIds] | None = None
     init_lora_weights: bool | str = True
     ensure_weight_tying: bool = False
     fan_in_fan_out: bool = False
     base_model_name_or_path: str | None = None
 
 
-def read_config(path: Path) -> tuple[AdapterConfig, list[str]]:
+def read_config(path: Path, relative: bool = False) -> tuple[AdapterConfig, list[str]]:
     """The configuration, and warnings about what is odd but changes nothing.
+
+    Args:
+        path: of the file.
+        relative: the adapter may count beside what it was before training, which is at hand.
 
     Raises:
         BadCheckpoint: no sound JSON; a value of the wrong type or out of bounds, all of them at once.
@@ -87,7 +97,7 @@ def read_config(path: Path) -> tuple[AdapterConfig, list[str]]:
         problems = [f"{'.'.join(map(str, each['loc']))[:100]}: {each['msg']}" for each in error.errors()]
         raise BadCheckpoint(path, *problems) from error
     _refuse_together(path, config)
-    _refuse_initialisation(path, str(config.init_lora_weights).lower())
+    _refuse_initialisation(path, str(config.init_lora_weights).lower(), relative)
     return config, _warnings(config, fields)
 
 
@@ -109,14 +119,16 @@ def _refuse_features(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def _refuse_together(path: Path, config: AdapterConfig) -> None:
-    """What peft refuses, too."""
+    """What peft refuses too, and rows that act before an adapter does."""
     for field, other in (("lora_bias", config.lora_bias), ("alora_invocation_tokens", config.alora_invocation_tokens)):
         if config.use_dora and other:
             raise UnsupportedFeature(path, f"DoRA (use_dora) with {field}", "train it with one of the two")
+    if config.alora_invocation_tokens and config.trainable_token_indices:
+        raise UnsupportedFeature(path, "aLoRA with trained token rows", "train it with one of the two")
 
 
-def _refuse_initialisation(path: Path, name: str) -> None:
-    if name not in PLAIN_INITIALISATIONS:
+def _refuse_initialisation(path: Path, name: str, relative: bool) -> None:
+    if name not in PLAIN_INITIALISATIONS and not (relative and name.startswith(RELATIVE_INITIALISATIONS)):
         raise UnsupportedFeature(path, f"init_lora_weights = {name[:40]}", _CHANGED_BASE)
 
 

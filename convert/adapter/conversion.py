@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -10,18 +11,17 @@ import numpy as np
 
 from convert.adapter.base_weights import BaseWeights
 from convert.adapter.config import AdapterConfig, read_config
+from convert.adapter.directory import CONFIG, weights_path
+from convert.adapter.initial import opened_initial
 from convert.adapter.layers import Layers, find_layers
 from convert.adapter.stack import Stacked, stack_layers
 from openlora_jax.adapters.artifact import Tensor, artifact_digest
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.config import Dtype
-from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
+from openlora_jax.errors import BadCheckpoint
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.safetensors_file import SafetensorsFile
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PICKLED = ("adapter_model.bin", "adapter_model.pt")
 
 _QUANTISED = re.compile(r"([-.](i?q\d\w*|f16|f32|bf16))?\.gguf$")
 
@@ -45,6 +45,7 @@ def convert_adapter(
     dtype: Dtype = "float32",
     strict_base: bool = False,
     weights: BaseWeights | None = None,
+    initial: Path | None = None,
 ) -> Conversion:
     """Reads and checks a PEFT LoRA checkpoint against a base model.
 
@@ -53,20 +54,24 @@ def convert_adapter(
         base: of the base model that the adapter is for.
         dtype: of the tensors as stored; scales are folded in float32 first.
         strict_base: refuse an adapter whose configuration names another base model, instead of warning.
-        weights: of the base, which DoRA depends on; nothing else reads them.
+        weights: of the base, which DoRA and trained token rows depend on; nothing else reads them.
+        initial: the adapter's directory as it was before training, of an initialisation that changed the base (PiSSA,
+            OLoRA, CorDA): what counts is the difference.
 
     Raises:
         BadCheckpoint: a file is missing or malformed, tensors do not fit the base or each other, or change nothing.
         UnsupportedFeature: the adapter is sound, but not what can be served.
-        InvalidRequest: a DoRA adapter without `weights`.
+        InvalidRequest: an adapter that needs `weights`, without them.
     """
-    path = _weights(source)
-    config, warnings = read_config(source / CONFIG)
+    path = weights_path(source)
+    config, warnings = read_config(source / CONFIG, relative=initial is not None)
     invocation = _invocation(source / CONFIG, config, base)
     warnings += _base_name_warnings(source / CONFIG, config, base, strict_base)
-    with SafetensorsFile(path) as file:
+    with ExitStack() as closing:
+        file = closing.enter_context(SafetensorsFile(path))
         layers = find_layers(path, file.tensors, config, base.config)
-        stacked = stack_layers(file, layers, module_shapes(base.config), dtype, weights)
+        before = closing.enter_context(opened_initial(initial, layers, base.config)) if initial else None
+        stacked = stack_layers(file, layers, module_shapes(base.config), dtype, weights, before)
         total = len(file.tensors)
     warnings += [f"the delta of {module} is zero" for module, norm in stacked.norms.items() if norm == 0]
     manifest = Manifest(base_digest=base.digest, dtype=dtype, modules=stacked.modules, invocation_tokens=invocation)
@@ -82,23 +87,6 @@ def convert_adapter(
         "warnings": warnings,
     }
     return Conversion(manifest, stacked.tensors, report)
-
-
-def _weights(source: Path) -> Path:
-    if not source.is_dir():
-        raise BadCheckpoint(source, f"is not a directory; name the one with {CONFIG} and {WEIGHTS}")
-    path = source / WEIGHTS
-    pickled = next((name for name in PICKLED if (source / name).exists()), None)
-    if pickled and not path.exists():
-        raise UnsupportedFeature(
-            source / pickled,
-            "a pickled checkpoint, which can run code,",
-            "save it as safetensors where you trust it: "
-            'python -c "import torch, safetensors.torch as s; '
-            f"s.save_file({{k: v.contiguous() for k, v in torch.load('{pickled}', weights_only=True).items()}}, "
-            f"'{WEIGHTS}')\"",
-        )
-    return path
 
 
 def _invocation(path: Path, config: AdapterConfig, base: BaseManifest) -> list[int] | None:
@@ -122,14 +110,15 @@ def _base_name_warnings(path: Path, config: AdapterConfig, base: BaseManifest, s
 
 
 def _module_report(layers: Layers, stacked: Stacked) -> Mapping[str, Any]:
-    report = {}
+    report, rows = {}, {rows.module for rows in layers.rows}
     for module, size in stacked.modules.items():
-        ranks = [layer.rank for layer in layers.layers if layer.target.module == module]
+        ranks = [rank for rank in size.origin.ranks if rank] if size.origin else []
         report[module] = {
             "layers": len(ranks),
             "ranks": sorted(set(ranks)),
             "pages": size.pages,
             **({"vector": size.vector} if size.vector else {}),
+            **({"token_rows": ranks[0]} if module in rows else {}),
             "delta_norm": float(np.float32(stacked.norms[module])),
         }
     return report

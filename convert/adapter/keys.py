@@ -30,7 +30,7 @@ BASE_COPY = ".base_layer.weight"
 FOREIGN = {
     ".lora_magnitude_vector": "DoRA's magnitude without use_dora",
     ".lora_diag": "KaSA's diagonal",
-    ".trainable_tokens_delta": "trained token rows",
+    ".trainable_tokens_delta": "trained token rows without trainable_token_indices",
     ".lora_B.bias": "a bias on lora_B without lora_bias",
     ".bias": "a trained bias",
     ".weight": "a full copy of a module's weight (modules_to_save)",

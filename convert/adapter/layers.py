@@ -8,6 +8,7 @@ from pathlib import Path
 from convert.adapter.config import AdapterConfig
 from convert.adapter.keys import BASE_COPY, Part, Target, foreign_feature, ignored_reason, parts, targets
 from convert.adapter.patterns import Pattern
+from convert.adapter.token_rows import TokenRows, find_rows, row_keys, row_problems
 from openlora_jax.adapters.manifest import VectorKind
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
@@ -54,11 +55,13 @@ class Layers:
     Attributes:
         layers: every one.
         ignored: the tensors that are left out, and why.
+        rows: trained rows of the embedding and the head.
         tied: embedding and head, if `ensure_weight_tying` says that they share their tensors and both have some.
     """
 
     layers: list[Layer]
     ignored: dict[str, str]
+    rows: list[TokenRows]
     tied: tuple[Layer, Layer] | None
 
 
@@ -76,6 +79,10 @@ def find_layers(path: Path, tensors: Mapping[str, TensorInfo], config: AdapterCo
     embedding = next((target for target in by_target if target.module == "embed_tokens"), None)
     tied = embedding if config.ensure_weight_tying and model.tie_word_embeddings else None
     layers, problems = [], _base_copy_problems(ignored, tensors, model)
+    rows = find_rows(tensors, config, model)
+    if config.trainable_token_indices and not rows:
+        problems.append("trainable_token_indices: there is no tensor with the rows")
+    problems += _row_problems(rows, by_target, tensors, model)
     for target, found in by_target.items():
         if missing := [end for end, part in parts(target.module, config).items() if part not in found]:
             key, ends = next(iter(found.values())), " and ".join(end.removesuffix(".weight")[1:] for end in missing)
@@ -89,12 +96,12 @@ def find_layers(path: Path, tensors: Mapping[str, TensorInfo], config: AdapterCo
     _refuse(path, problems)
     by_module = {layer.target.module: layer for layer in layers}
     if tied and "lm_head" in by_module:
-        return Layers(layers, ignored, (by_module["embed_tokens"], by_module["lm_head"]))
+        return Layers(layers, ignored, rows, (by_module["embed_tokens"], by_module["lm_head"]))
     if tied and config.use_dora:
         raise UnsupportedFeature(path, "DoRA on a tied head without tensors", "save the tensors of lm_head too")
     if tied:
         layers.append(_tied_head(by_module["embed_tokens"], scales))
-    return Layers(layers, ignored, None)
+    return Layers(layers, ignored, rows, None)
 
 
 def _sort(
@@ -102,8 +109,11 @@ def _sort(
 ) -> tuple[dict[Target, dict[Part, str]], dict[str, str]]:
     expected = targets(model, config)
     found: dict[Target, dict[Part, str]] = {}
+    rows = row_keys() if config.trainable_token_indices else {}
     ignored, unknown = {}, []
     for key in tensors:
+        if key in rows.values():
+            continue  # see `find_rows`
         if key in expected:
             target, part = expected[key]
             found.setdefault(target, {})[part] = key
@@ -161,6 +171,18 @@ def _shape_problems(layer: Layer, tensors: Mapping[str, TensorInfo], model: Mode
     for vector in filter(None, (layer.magnitude, layer.bias)):
         if (found := tensors[vector].shape) != (size.d_out,):
             yield f"tensor {vector}: has shape {list(found)} where this base has {size.d_out} output features"
+
+
+def _row_problems(
+    found: list[TokenRows], by_target: Iterable[Target], tensors: Mapping[str, TensorInfo], model: ModelConfig
+) -> list[str]:
+    targeted = {target.module for target in by_target}
+    problems = [
+        f"tensor {rows.key}: {rows.module} has trained rows, and LoRA too; peft has one of the two"
+        for rows in found
+        if rows.module in targeted
+    ]
+    return [*problems, *(problem for rows in found for problem in row_problems(rows, tensors, model))]
 
 
 def _base_copy_problems(ignored: Iterable[str], tensors: Mapping[str, TensorInfo], model: ModelConfig) -> list[str]:

@@ -7,7 +7,9 @@ from itertools import groupby
 import numpy as np
 
 from convert.adapter.base_weights import BaseWeights
+from convert.adapter.initial import Initial
 from convert.adapter.layers import Layer, Layers
+from convert.adapter.token_rows import TokenRows
 from convert.adapter.vectors import Vectors, dora_vectors
 from openlora_jax.adapters.artifact import Tensor
 from openlora_jax.adapters.factors import F32, Stack
@@ -44,6 +46,7 @@ def stack_layers(
     shapes: Mapping[str, ModuleShape],
     dtype: Dtype,
     base: BaseWeights | None = None,
+    initial: Initial | None = None,
 ) -> Stacked:
     """Reads every layer once. Memory: the result, in float32, and one layer.
 
@@ -52,17 +55,20 @@ def stack_layers(
         found: what is in it.
         shapes: of the base's modules.
         dtype: of the result.
-        base: whose weights are read for DoRA alone.
+        base: whose weights are read for DoRA and for trained token rows.
+        initial: what the adapter was before training, where the difference to that counts.
 
     Raises:
         BadCheckpoint: values that are not finite, or not as scaled and cast; nothing changes; tied tensors differ.
-        InvalidRequest: DoRA without a base.
+        InvalidRequest: either without a base.
     """
-    stacker = _Stacker(file, dtype, base)
+    stacker = _Stacker(file, dtype, base, initial)
     stacker.problems += _tie_problems(file, found.tied) if found.tied else []
     ordered = sorted(found.layers, key=lambda layer: MODULES.index(layer.target.module))
     for module, group in groupby(ordered, key=lambda layer: layer.target.module):
         stacker.add(module, shapes[module], list(group))
+    for rows in found.rows:
+        stacker.add_rows(rows, shapes[rows.module])
     if stacker.problems:
         raise BadCheckpoint(file.path, *stacker.problems)
     stacked = stacker.stacked
@@ -94,12 +100,14 @@ class _Stacker:
     file: SafetensorsFile
     dtype: Dtype
     base: BaseWeights | None
+    initial: Initial | None
     stacked: Stacked = field(default_factory=lambda: Stacked({}, {}, {}))
     problems: list[str] = field(default_factory=list)
 
     def add(self, module: str, shape: ModuleShape, layers: list[Layer]) -> None:
         kind = layers[0].vector
-        stack = Stack(shape, max(layer.rank for layer in layers), self.dtype, kind)
+        rank = max(layer.rank for layer in layers)
+        stack = Stack(shape, 2 * rank if self.initial else rank, self.dtype, kind)
         squares = 0.0
         for layer in layers:
             a, b = self._factors(layer)
@@ -119,13 +127,25 @@ class _Stacker:
         self.stacked.norms[module] = squares**0.5
         self.stacked.tensors.update(stack.tensors(module))
 
+    def add_rows(self, rows: TokenRows, shape: ModuleShape) -> None:
+        if self.base is None:
+            raise _without_base("trained token rows are deltas of")
+        a, b = rows.factors(self._read(rows.key), self.base.product(rows.module, 0))
+        stack = Stack(shape, len(a), self.dtype)
+        if stack.put(0, a, b, 1.0):
+            self.problems.append(f"tensor {rows.key}: holds NaN or an infinity, or too large a value as {self.dtype}")
+        self.stacked.modules[rows.module] = stack.size
+        self.stacked.norms[rows.module] = _squared_norm(a, b) ** 0.5
+        self.stacked.tensors.update(stack.tensors(rows.module))
+
     def _factors(self, layer: Layer) -> tuple[F32, F32]:
         """A `[rank, d_in]` and scaled B `[rank, d_out]`, in float32."""
-        a, b = self._read(layer.a), self._read(layer.b)
-        if layer.transposed:
-            a, b = a.T, b.T
+        a, b = _factors(self.file, layer)
+        if self.initial is None:
+            return a, b
+        a0, b0 = _factors(self.initial.file, self.initial.layers[layer.target])
         with np.errstate(over="ignore", invalid="ignore"):
-            return a, b.T * np.float32(layer.scale)
+            return np.concatenate([a, a - a0]), np.concatenate([b - b0, b0])
 
     def _vectors(self, layer: Layer, a: F32, b: F32) -> Vectors:
         """Those of a layer that has any."""
@@ -134,7 +154,7 @@ class _Stacker:
                 bias = self._read(layer.bias) * np.float32(layer.scale)
             return Vectors(np.zeros_like(bias), bias)
         if layer.magnitude is None or self.base is None:
-            raise InvalidRequest("--base", "DoRA's gains are relative to the weights of the base; give its directory")
+            raise _without_base("DoRA's gains are relative to")
         module, index = layer.target.module, layer.target.layer
         weight = self.base.product(module, index)
         if module == "embed_tokens":
@@ -143,6 +163,18 @@ class _Stacker:
 
     def _read(self, key: str) -> F32:
         return self.file.read(key).astype(np.float32)
+
+
+def _factors(file: SafetensorsFile, layer: Layer) -> tuple[F32, F32]:
+    a, b = file.read(layer.a).astype(np.float32), file.read(layer.b).astype(np.float32)
+    if layer.transposed:
+        a, b = a.T, b.T
+    with np.errstate(over="ignore", invalid="ignore"):
+        return a, b.T * np.float32(layer.scale)
+
+
+def _without_base(why: str) -> InvalidRequest:
+    return InvalidRequest("--base", f"{why} the weights of the base; give its directory")
 
 
 def _squared_norm(a: F32, b: F32) -> float:

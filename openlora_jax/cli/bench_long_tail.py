@@ -42,6 +42,8 @@ def coldstart(
     bursts: Annotated[
         int, typer.Option(min=1, help="Times that several adapters are asked for at once, a round.")
     ] = COLDSTART.bursts,
+    together: Annotated[int, typer.Option(min=1, help="That are asked for at once.")] = COLDSTART.together,
+    burst_prompt: Annotated[int, typer.Option(min=1, help="Tokens of their prompts.")] = COLDSTART.burst_prompt,
     beside: Annotated[
         int, typer.Option(min=1, help="Requests of each state beside streams, a round.")
     ] = COLDSTART.beside,
@@ -76,6 +78,8 @@ def coldstart(
         new=new,
         alone=alone,
         bursts=bursts,
+        together=together,
+        burst_prompt=burst_prompt,
         beside=beside,
         rate=rate,
         streams=streams,

@@ -65,6 +65,10 @@ def adapter(
     strict_base: Annotated[
         bool, typer.Option("--strict-base", help="Refuse an adapter that names another base model.")
     ] = False,
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="The same adapter before training, of PiSSA, OLoRA or CorDA.", show_default=False),
+    ] = None,
 ) -> None:
     """Converts a PEFT LoRA checkpoint, installs it in a store under a name, and prints a JSON report."""
     from convert.adapter import BaseWeights, convert_adapter
@@ -74,7 +78,7 @@ def adapter(
 
     check_name(name)
     manifest = BaseManifest.read(base)
-    conversion = convert_adapter(source, manifest, dtype, strict_base, BaseWeights(base, manifest))
+    conversion = convert_adapter(source, manifest, dtype, strict_base, BaseWeights(base, manifest), initial)
     if not dry_run:
         AdapterStore.create(store).install(name, conversion.manifest, conversion.tensors, replace)
     elif store.exists() and not replace:

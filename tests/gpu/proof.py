@@ -39,7 +39,9 @@ What comes after *mma* is from executing the PTX that XLA made in an emulator, a
 same for both models. The emulator knows no `tcgen05`, hence no B200. *Error* is the largest difference to float64
 relative to the largest value. *Sectors* is the traffic in units of 32 bytes over the fewest bytes that could be read or
 written. *Warp instructions* are those of all programs. Both are of an adapter of ranks 16 to 256 and 4096 columns in
-decode, 1024 in prefill; of attention over 4096 positions in decode, whole or split, up to 2048 in prefill.
+decode, 1024 in prefill; of 576 to 4096 columns for the embedding; of attention over 4096 positions in decode, whole or
+split, up to 2048 in prefill. LoRA was executed in both of its forms, in place and with sums that XLA adds, which rounds
+once more; on an A100, the longer prefills in place alone.
 
 A prefill was a single tile. To fill the chip it is cut into 8 programs, and each reads the input and A, all but the
 first out of the L2 cache; the 32 tiles of a whole chunk are cut in two at most. Attention in prefill reads keys and

@@ -153,16 +153,19 @@ def test_a_step_that_fails_takes_its_requests_and_no_later_one(
 def test_a_page_write_that_fails_takes_its_requests_and_no_later_one(
     tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch, write: Any, error: type[OpenLoraError]
 ) -> None:
+    monkeypatch.setattr(tiny_llm.adapters, "_prefetch", None)  # idle time writes pages too
     expected = tiny_llm.generate(["hello"] * 2, GREEDY, ["one", "two"])
+    pool = tiny_llm.runner.pool
+    works = pool._write
 
-    def fails(*operands: object) -> Any:
-        monkeypatch.undo()
+    def fails(*operands: Any) -> Any:
+        pool._write = works
         return write(*operands)
 
     for attempt in ("one", "two"):
         digest = tiny_llm.store.resolve(attempt)
         tiny_llm.adapters.unload(digest)
-        monkeypatch.setattr(tiny_llm.runner.pool, "_write", fails)
+        monkeypatch.setattr(pool, "_write", fails)
         with pytest.raises(error):
             tiny_llm.generate("hello", GREEDY, attempt)
         tiny_llm.adapters.unload(digest)

@@ -45,7 +45,7 @@ def matrices(how: Quantization, layers: int, outs: int, columns: int, seed: int)
 
 @implementation
 @ways
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=2)
 @given(
     tiles=st.sampled_from([1, 4, 17]),
     tokens=st.sampled_from([1, 16]),

@@ -277,6 +277,28 @@ ADAPTERS: dict[str, AdapterCase] = {
             "alora_invocation_tokens": [19],
         }
     ),
+    # Rows of tokens.
+    "token_rows": AdapterCase(
+        config={"r": 4, "lora_alpha": 8, "target_modules": QV, "trainable_token_indices": [239, 19, 5, 97, 104]}
+    ),
+    "token_rows_tied": AdapterCase(
+        base="llama_tied",
+        config={
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": QV,
+            "trainable_token_indices": {"embed_tokens": [19, 239, 12, 104]},
+        },
+    ),
+    "token_rows_both": AdapterCase(
+        config={
+            "r": 4,
+            "lora_alpha": 8,
+            "use_dora": True,
+            "target_modules": QV,
+            "trainable_token_indices": {"embed_tokens": [19, 239], "lm_head": list(range(0, 40, 2))},
+        },
+    ),
 }
 
 MIXES: dict[str, MixCase] = {

@@ -43,12 +43,13 @@ class House:
             self._llms[base] = LLM(base=self._base(base), store=self._store.path, config=self._config)
         return self._llms[base]
 
-    def install(self, name: str, adapter: Path, base: Path) -> None:
-        """Converts a PEFT directory for a base, under a name."""
+    def install(self, name: str, adapter: Path, base: Path, initial: Path | None = None) -> None:
+        """Converts a PEFT directory for a base, under a name; `initial` is what it was before training."""
         if name not in self._store.registrations():
             path = self._base(base)
             manifest = BaseManifest.read(path)
-            conversion = convert_adapter(adapter, manifest, weights=BaseWeights(path, manifest))
+            weights = BaseWeights(path, manifest)
+            conversion = convert_adapter(adapter, manifest, weights=weights, initial=initial)
             self._store.install(name, conversion.manifest, conversion.tensors)
 
     def score(self, base: Path, rows: tuple[Row, ...], adapters: dict[str, float] | None = None) -> Scores:

@@ -8,7 +8,7 @@ from tests.parity.conftest import House
 from tests.parity.goldens import MOVED, Goldens, adapter_directory, base_directory, max_difference
 
 BASE = base_directory("llama")
-KINDS = ("dora", "dora_embed_head", "lora_bias", "lora_bias_head", "alora", "alora_bias", "rank_17", "embed_head")
+KINDS = ("dora", "dora_embed_head", "lora_bias", "lora_bias_head", "alora", "alora_bias", "token_rows", "rank_17")
 BOUND = 1e-4
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -12,6 +12,9 @@ from tests.parity.goldens import BOUND, MOVED, Goldens, max_difference
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
+
+import torch
+from peft import LoraConfig, get_peft_model
 
 from tests.parity.make_goldens.adapters import make_adapter
 from tests.parity.make_goldens.bases import make_base
@@ -80,6 +83,26 @@ def test_trained_differently(name: str, bases: dict[str, Path], house: House, go
     adapted = score(load_adapter(base, adapter), goldens.rows)
     assert max_difference(house.score(base, goldens.rows), adapted) >= MOVED
     assert max_difference(house.score(base, goldens.rows, {adapter.name: 1.0}), adapted) <= BOUND
+
+
+@pytest.mark.parametrize("initialisation", ["pissa", "olora"])
+def test_initial_adapter(
+    initialisation: Literal["pissa", "olora"], bases: dict[str, Path], house: House, goldens: Goldens, tmp_path: Path
+) -> None:
+    torch.manual_seed(SEED)
+    config = LoraConfig(r=6, lora_alpha=9, target_modules=["q_proj", "down_proj"], init_lora_weights=initialisation)
+    model = get_peft_model(load_base(bases["llama"]), config)
+    model.save_pretrained(tmp_path / "initial")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.mul_(1 + 0.5 * torch.randn(parameter.shape))
+    adapter = tmp_path / f"live_{initialisation}"
+    model.save_pretrained(adapter)
+    house.install(adapter.name, adapter, bases["llama"], tmp_path / "initial")
+    adapted = score(model.eval(), goldens.rows)
+    assert max_difference(house.score(bases["llama"], goldens.rows), adapted) >= MOVED
+    assert max_difference(house.score(bases["llama"], goldens.rows, {adapter.name: 1.0}), adapted) <= BOUND
 
 
 def test_mix(bases: dict[str, Path], house: House, goldens: Goldens, tmp_path: Path) -> None:

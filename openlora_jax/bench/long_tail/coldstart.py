@@ -173,7 +173,7 @@ class _Bench:
         """Requests for several adapters at once, in every state before they come again."""
         adapters = range(self._pinned, self._pinned + self._workload.together)
         return await self._apart(
-            states, [adapters] * self._workload.bursts, self._workload.stream_prompt, self._seed(number)
+            states, [adapters] * self._workload.bursts, self._workload.burst_prompt, self._seed(number)
         )
 
     async def _apart(

@@ -16,7 +16,7 @@ class Coldstart:
         ranks: of the adapters, in turn.
         prompt, new: tokens of each request that is measured.
         alone: requests of each state in the idle engine, a round.
-        bursts: of each state, a round, for `together` adapters at once, with prompts of `stream_prompt` tokens.
+        bursts: of each state, a round, each of requests for `together` adapters at once, of `burst_prompt` tokens.
         beside: of each state beside the streams, a round.
         rate: of their arrivals, a second.
         streams: that run beside them, of `stream_prompt` tokens.
@@ -32,6 +32,7 @@ class Coldstart:
     alone: int = 8
     bursts: int = 4
     together: int = 4
+    burst_prompt: int = 16
     beside: int = 16
     rate: float = 0.7
     streams: int = 8

@@ -17,7 +17,7 @@ from openlora_jax.quantization.quantize import quantize
 from pallas_kernels.quantized import Int4Matrix, QuantizedMatrix, dense
 from tests.convert.base.checkpoints import CONFIG, hf_tensors, write_hf
 
-FIELDS = {**CONFIG, "hidden_size": 64, "intermediate_size": 96}
+FIELDS = {**CONFIG, "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96}
 AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """In which four bits, counted from the lowest, the first, the second ... of eight columns lies."""
 
@@ -125,10 +125,10 @@ def test_other_formats_are_made_of_the_numbers(tmp_path: Path, kind: str) -> Non
     source, _, numbers = checkpoint(tmp_path / "hf", SETTINGS[kind])
     plain = convert_base(source, tmp_path / "plain", "float32", ignore).manifest.config
     few = convert_base(source, tmp_path / "few", "float32", ignore, "int8").manifest.config
-    exact = numbers["model.layers.1.mlp.down_proj.weight"].astype(np.float32)
-    found = read_weights(tmp_path / "plain", plain, "float32")["layers.1.down.weight"]
+    exact = numbers["model.layers.0.mlp.down_proj.weight"].astype(np.float32)
+    found = read_weights(tmp_path / "plain", plain, "float32")["layers.0.down.weight"]
     np.testing.assert_array_equal(found, exact)
-    down = read_weights(tmp_path / "few", few, "float32")["layers.1.down.weight"]
+    down = read_weights(tmp_path / "few", few, "float32")["layers.0.down.weight"]
     assert few.quantization
     assert isinstance(down, QuantizedMatrix)
     np.testing.assert_array_equal(dense(down), dense(quantize(exact, few.quantization)))

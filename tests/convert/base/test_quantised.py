@@ -25,6 +25,7 @@ from tests.convert.base.checkpoints import CONFIG, Arrays, hf_tensors, write_ggu
 FIELDS = {
     **CONFIG,
     "vocab_size": 320,
+    "num_hidden_layers": 1,
     "hidden_size": 64,
     "intermediate_size": 96,
     "bos_token_id": 259,
@@ -137,7 +138,7 @@ def test_only_int4_can_be_made_symmetric(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
 def test_values_without_a_finite_scale_are_refused(tmp_path: Path, value: float) -> None:
     source, tensors = model(tmp_path / "hf")
-    tensors["model.layers.1.self_attn.v_proj.weight"][3, 4] = value
+    tensors["model.layers.0.self_attn.v_proj.weight"][3, 4] = value
     write_hf(source, FIELDS, tensors)
     problem = r"tensor \S+v_proj.weight in model.safetensors: holds NaN or an infinity as int4 in groups of 32"
     with pytest.raises(BadCheckpoint, match=problem):
@@ -168,9 +169,9 @@ def test_corrupt_scales_of_a_base_are_refused(tmp_path: Path, part: str, value: 
         for name, weight in read_weights(tmp_path / "base", config, "float32").items()
         for key, array in parts(name, weight).items()
     }
-    values[f"layers.1.o.weight.{part}"][2, 1] = value
+    values[f"layers.0.o.weight.{part}"][2, 1] = value
     write_weights(tmp_path / "other", values)
-    with pytest.raises(BadCheckpoint, match=rf"layers\.1\.o\.weight\.{part} holds NaN or an infinity"):
+    with pytest.raises(BadCheckpoint, match=rf"layers\.0\.o\.weight\.{part} holds NaN or an infinity"):
         read_weights(tmp_path / "other", config, "float32")
 
 

@@ -11,8 +11,8 @@ from convert.adapter import convert_adapter
 from convert.merge import export_adapter
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
-from openlora_jax.errors import CannotInstall
-from tests.convert.adapter.conftest import CONFIG, Save, lora
+from openlora_jax.errors import CannotInstall, UnsupportedFeature
+from tests.convert.adapter.conftest import CONFIG, SIZES, Array, Save, linear, lora
 from tests.convert.merge.conftest import BASE, MergeThem
 
 CASES: dict[str, dict[str, Any]] = {
@@ -54,6 +54,30 @@ def test_an_adapter_of_scale_1_comes_back_with_its_digest(save: Save, tmp_path: 
     first = convert_adapter(save(lora(), lora_alpha=4), BASE)
     export_adapter(first.manifest, first.tensors, tmp_path / "out")
     assert convert_adapter(tmp_path / "out", BASE).report["digest"] == first.report["digest"]
+
+
+def test_biases_and_invocation_tokens_come_back(save: Save, tmp_path: Path) -> None:
+    tensors = lora() | biases()
+    first = convert_adapter(save(tensors, lora_alpha=4, lora_bias=True, alora_invocation_tokens=[3, 1]), BASE)
+    export_adapter(first.manifest, first.tensors, tmp_path / "out")
+    assert convert_adapter(tmp_path / "out", BASE).report["digest"] == first.report["digest"]
+
+
+def biases() -> dict[str, Array]:
+    rng = np.random.default_rng(4)
+    return {
+        f"{linear(module, layer)}.lora_B.bias": rng.standard_normal(SIZES[module][1], np.float32)
+        for module in ("q_proj", "v_proj")
+        for layer in range(CONFIG.num_layers)
+    }
+
+
+def test_a_gain_is_not_exported(save: Save, tmp_path: Path) -> None:
+    first = convert_adapter(save(lora() | biases(), lora_alpha=4, lora_bias=True), BASE)
+    modules = {name: size.model_copy(update={"vector": "gain"}) for name, size in first.manifest.modules.items()}
+    with pytest.raises(UnsupportedFeature, match="exporting a DoRA adapter"):
+        export_adapter(first.manifest.model_copy(update={"modules": modules}), first.tensors, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_configuration(save: Save, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from openlora_jax.errors import CannotInstall, InvalidRequest
 from openlora_jax.model.checkpoint import BaseManifest, read_weights, write_weights
 from openlora_jax.model.streaming import NewWeights
 from openlora_jax.model.weights import random_weights, weight_table
+from openlora_jax.quantization.format import Quantization
 from tests.convert.merge.conftest import ignore
 from tests.openlora_jax.tiny import DIGEST, MODEL, write_tiny_base
 from tests.parity.cases import MIXES
@@ -45,6 +46,15 @@ def members(tmp_path: Path, modules: Sequence[str], weights: dict[str, float] | 
     for seed, (name, rank) in enumerate({"narrow": 4, "wide": 20}.items()):
         install_synthetic(store, MODEL, DIGEST, {name: seed}, modules=modules, rank=rank, scale=0.3)
     return read_sources(store, [Weighted(*each) for each in (weights or WEIGHTS).items()])
+
+
+def test_a_quantised_base_is_refused(base: Path, tmp_path: Path) -> None:
+    sources = members(tmp_path, LINEAR[:1])
+    few = replace(MODEL, quantization=Quantization(format="int8", group=32))
+    BaseManifest(config=few, dtype="float32", digest=DIGEST, source="random").write(base)
+    with pytest.raises(InvalidRequest, match=r"base: holds int8 in groups of 32, .* merge into the plain base, then"):
+        merge_into_base(base, sources, tmp_path / "merged", ignore)
+    assert not (tmp_path / "merged").exists()
 
 
 def delta(sources: Sequence[Source], module: str, layer: int) -> np.ndarray:

@@ -113,3 +113,13 @@ def test_members_of_another_base_or_of_no_name(store: AdapterStore) -> None:
         read_sources(store, [Weighted("plain", 1.0)], "d" * 64)
     with pytest.raises(UnknownAdapter, match="'nobody'"):
         read_sources(store, [Weighted("plain", 1.0), Weighted("nobody", 1.0)])
+
+
+def test_what_is_no_delta_of_weights(store: AdapterStore, tmp_path: Path) -> None:
+    biases = {key.replace(".weight", ".bias"): each[:, 0] for key, each in random_lora(7).items() if "lora_B" in key}
+    tensors = random_lora(7) | {key: np.ascontiguousarray(each) for key, each in biases.items()}
+    install(store, tmp_path, "biased", tensors, lora_bias=True)
+    install(store, tmp_path, "invoked", random_lora(8), alora_invocation_tokens=[1])
+    for name, what in (("biased", "lora_bias"), ("invoked", "aLoRA")):
+        with pytest.raises(InvalidRequest, match=f"'{name}' is {what}.*: it is no delta of weights"):
+            sources(store, plain=1.0, **{name: 1.0})

@@ -1,5 +1,5 @@
 from openlora_jax.adapters.modules import MODULES
-from openlora_jax.adapters.pages import ZERO_PAGE, PageAllocator, pool_capacities
+from openlora_jax.adapters.pages import ZERO_PAGE, PageAllocator, pool_capacities, shortage
 from openlora_jax.config import EngineConfig
 
 
@@ -32,3 +32,11 @@ def test_released_pages_can_be_given_away_again() -> None:
     allocator.release(pages)
     allocator.validate()
     assert allocator.allocate({"q_proj": 2}) is not None
+
+
+def test_a_pool_that_does_not_exist_has_no_room() -> None:
+    reason = shortage({"q_proj": 1, "q_proj.vector": 1}, {"q_proj": 3})
+    assert reason
+    assert reason.startswith(
+        "it needs 1 pages of q_proj.vector and the pool can give 0; raise vector_pages, or leave it"
+    )

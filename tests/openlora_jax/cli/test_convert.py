@@ -55,11 +55,21 @@ def test_a_base_model_is_converted_and_reported(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["digest"] == BaseManifest.read(tmp_path / "base").digest
 
 
-@pytest.mark.parametrize("quant", ["int8", "int4", "nf4"])
-def test_quantisation_is_refused_by_name(openlora: RunCli, tmp_path: Path, quant: str) -> None:
-    ended = openlora("convert", "base", tmp_path, tmp_path / "base", "--quant", quant)
+def test_a_base_model_is_quantised(openlora: RunCli, tmp_path: Path) -> None:
+    source = write_hf(tmp_path / "hf", HF_CONFIG, None)
+    write_hf(source, HF_CONFIG, hf_tensors(read_hf_config(source), 0))
+    made = openlora("convert", "base", source, tmp_path / "base", "--quant", "int8", "--group", "row")
+    assert json.loads(made.out)["quantization"] == {"format": "int8", "group": None, "offsets": None}
+    refused = openlora("convert", "base", source, tmp_path / "other", "--quant", "int4")
+    assert refused.status == 2
+    assert "48 columns are not a multiple of the 32 that int4 packs together is not supported; use int8" in refused.err
+
+
+@pytest.mark.parametrize("option", [("--group", "64"), ("--symmetric",)], ids=str)
+def test_options_of_a_quantised_base_alone(openlora: RunCli, tmp_path: Path, option: tuple[str, ...]) -> None:
+    ended = openlora("convert", "base", tmp_path, tmp_path / "base", *option)
     assert ended.status == 2
-    assert f"--quant: {quant} is not yet supported" in ended.err
+    assert f"{option[0]}: is of a quantised model; give --quant as well" in ended.err
 
 
 def test_a_dry_run_installs_nothing(run: Run, tmp_path: Path) -> None:

@@ -21,7 +21,15 @@ from tests.parity.goldens import (
 )
 from tests.parity.make_goldens.adapters import make_adapter
 from tests.parity.make_goldens.bases import make_base
-from tests.parity.make_goldens.oracle import continue_together, load_adapter, load_base, load_mix, lora_layers, score
+from tests.parity.make_goldens.oracle import (
+    continue_together,
+    load_adapter,
+    load_base,
+    load_mix,
+    lora_layers,
+    score,
+    token_rows,
+)
 
 SEED = 20250
 CONTINUED = 6
@@ -78,6 +86,11 @@ def _adapter(name: str, seed: int, rows: tuple[Row, ...], bases: dict[str, Score
         module.scaling["default"] = 0.0
         _require(f"{name} {module_name}", max_difference(score(model, rows), scores), NOTICED)
         module.scaling["default"] = scale
+    for trained in token_rows(model):
+        kept = trained.data.clone()
+        trained.data.copy_(kept.roll(1, 0))
+        _require(f"{name} rows", max_difference(score(model, rows), scores), NOTICED)
+        trained.data.copy_(kept)
     return scores
 
 

@@ -11,7 +11,7 @@ from peft.tuners.lora.eva import initialize_lora_eva_weights
 from safetensors.torch import load_file, save_file
 
 from tests.parity.cases import VOCABULARY, AdapterCase
-from tests.parity.make_goldens.oracle import load_base, lora_layers
+from tests.parity.make_goldens.oracle import load_base, lora_layers, token_rows
 
 RELATIVE_SIZE = 0.4
 """Frobenius norm of each delta, as a part of its weight's."""
@@ -45,6 +45,8 @@ def make_adapter(case: AdapterCase, base: Path, directory: Path, seed: int) -> N
     with torch.no_grad():
         for module in lora_layers(model).values():
             _randomise(module, trains_a=config.init_lora_weights == "mica")
+        for rows in token_rows(model):
+            rows.copy_(0.5 * torch.randn(rows.shape))
     model.save_pretrained(
         directory,
         save_embedding_layers=any(name in str(case.config["target_modules"]) for name in ("embed_tokens", "lm_head")),

@@ -48,6 +48,11 @@ def lora_layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
     }
 
 
+def token_rows(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The trained rows of the embedding and of the head, `[tokens, width]`."""
+    return [rows for name, rows in model.named_parameters() if "trainable_tokens_delta" in name]
+
+
 def score(model: torch.nn.Module, rows: Sequence[Row]) -> Scores:
     """The log-probability of each completion token given what precedes it, each row alone."""
     with torch.no_grad():
