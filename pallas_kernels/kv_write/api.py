@@ -14,8 +14,8 @@ class KvWrite(Protocol):
     """The cache with k[t, l] and v[t, l], first[t] <= l < length[t], at position p = start[t] + l of tile t.
 
     That is block table[t, p // S], place p % S. The L positions of a tile lie in one block: `start` is a multiple of L,
-    S a multiple of L. No position is written by two tiles. A padding tile names block 0, which is nobody's and may hold
-    anything after.
+    S a multiple of L. Tiles come in the order of their positions, and the columns past a tile's end may hold anything
+    after. A padding tile names block 0, which is nobody's and may hold anything after.
     """
 
     def __call__(
