@@ -24,34 +24,34 @@ def kv_write(
     nobody's: keeping what is there would be a read of the cache, for which XLA copies all of it. Columns past a tile's
     end are written too: who has them comes later.
     """
-    whole = jnp.take_along_axis(table, (start // kv.block_tokens)[:, None], axis=1)[:, 0]
-    blocks = jnp.where(first > 0, 0, whole)
+    blocks = jnp.take_along_axis(table, (start // kv.block_tokens)[:, None], axis=1)[:, 0]
+    whole = jnp.where(first > 0, 0, blocks)
     places = start % kv.block_tokens
     new_keys = k.transpose(0, 2, 3, 1).astype(kv.keys.dtype)[:, None, None]
     new_values = v.transpose(0, 2, 1, 3).astype(kv.values.dtype)[:, None, None]
     keys, values = kv
     for tile in range(k.shape[0]):
-        keys = lax.dynamic_update_slice(keys, new_keys[tile], (layer, blocks[tile], 0, 0, places[tile]))
-        values = lax.dynamic_update_slice(values, new_values[tile], (layer, blocks[tile], 0, places[tile], 0))
+        keys = lax.dynamic_update_slice(keys, new_keys[tile], (layer, whole[tile], 0, 0, places[tile]))
+        values = lax.dynamic_update_slice(values, new_values[tile], (layer, whole[tile], 0, places[tile], 0))
     if k.shape[1] == 1:
         return KvCache(keys, values)
 
-    def write_column(column: Array, cache: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        keys, values, tile = cache
-        key = lax.dynamic_slice(new_keys, (tile, 0, 0, 0, 0, column), (1, *new_keys.shape[1:5], 1))[0]
-        value = lax.dynamic_slice(new_values, (tile, 0, 0, 0, column, 0), (1, *new_values.shape[1:4], 1, v.shape[3]))[0]
-        place = places[tile] + column
-        keys = lax.dynamic_update_slice(keys, key, (layer, whole[tile], 0, 0, place))
-        values = lax.dynamic_update_slice(values, value, (layer, whole[tile], 0, place, 0))
-        return keys, values, tile
+    def write_columns(tile: Array, cache: tuple[Array, Array]) -> tuple[Array, Array]:
+        def write_column(column: Array, cache: tuple[Array, Array]) -> tuple[Array, Array]:
+            keys, values = cache
+            key = lax.dynamic_slice_in_dim(new_keys[tile], column, 1, axis=4)
+            value = lax.dynamic_slice_in_dim(new_values[tile], column, 1, axis=3)
+            place = places[tile] + column
+            return (
+                lax.dynamic_update_slice(keys, key, (layer, blocks[tile], 0, 0, place)),
+                lax.dynamic_update_slice(values, value, (layer, blocks[tile], 0, place, 0)),
+            )
 
-    def write_rest(tile: Array, cache: tuple[Array, Array]) -> tuple[Array, Array]:
         end = jnp.where(first[tile] > 0, length[tile], first[tile])
-        keys, values, _ = lax.fori_loop(first[tile], end, write_column, (*cache, tile))
-        return keys, values
+        written: tuple[Array, Array] = lax.fori_loop(first[tile], end, write_column, cache)
+        return written
 
-    keys, values = lax.fori_loop(jnp.int32(0), jnp.int32(k.shape[0]), write_rest, (keys, values))
-    return KvCache(keys, values)
+    return KvCache(*lax.fori_loop(jnp.int32(0), jnp.int32(k.shape[0]), write_columns, (keys, values)))
 
 
 def kv_write_scatter(

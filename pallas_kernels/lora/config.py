@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from jax.experimental import pallas as pl
 
-from pallas_kernels.lora.shapes import PAGE_RANKS, STEP_COLUMNS, check_size
+from pallas_kernels.lora.shapes import PAGE_RANKS, STEP_COLUMNS
+from pallas_kernels.triton_limits import check_size
 
 PASS_PAGES = (16, 4, 1)
 """Widths of a pass, widest first. 256 ranks are the most whose products the registers hold."""

@@ -7,12 +7,9 @@ from jaxtyping import Float, Int
 
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import PagePair, WorkList
+from pallas_kernels.triton_limits import DTYPES, check_same, check_size
 
 PAGE_RANKS = 16
-LEAST_SIZE = 16
-"""Of what a product sums over: 8 numbers of bfloat16 compile to twice the right sum, and nothing says so."""
-DTYPES = ("float32", "bfloat16")
-"""Offsets have 64 bits in arrays above 2^32 bytes and 32 signed ones below, too few for what counts single bytes."""
 
 STEP_COLUMNS = 64
 """What the Mosaic kernel's steps are made of: two for each thread of a warp. It has no masks for a part of that."""
@@ -32,16 +29,15 @@ def check_lora(
         ValueError: names the first thing that does not fit, and what it would have to fit.
     """
     layers = pools[0][0].shape[0] if pools else 0
-    _same("modules, pools", len(modules), len(pools))
-    _same("(tiles, tokens) of x and y", x.shape[:2], y.shape[:2])
-    _same("the columns of y, of all B together", y.shape[2], sum(b.shape[3] for _, b in pools))
+    check_same("modules, pools", len(modules), len(pools))
+    check_same("(tiles, tokens) of x and y", x.shape[:2], y.shape[:2])
+    check_same("the columns of y, of all B together", y.shape[2], sum(b.shape[3] for _, b in pools))
     for a, b in pools:
-        _same("the columns of x, of A", x.shape[2], a.shape[3])
+        check_same("the columns of x, of A", x.shape[2], a.shape[3])
         _check_pool(a, b, layers)
-    if isinstance(layer, np.ndarray) and not 0 <= layer < layers:
-        raise ValueError(f"layer {layer}: the pools have {layers}")
-    _check_dtypes(x, y, *(array for pair in pools for array in pair))
-    _check_work(work, modules, x.shape[0])
+    check_layer(layer, layers)
+    check_dtypes("x, y and pools", x, y, *(array for pair in pools for array in pair))
+    check_work(work, modules, x.shape[0], "what is computed")
     check_size("tokens of a tile", x.shape[1], least=1)
 
 
@@ -53,23 +49,13 @@ def check_embedding_lora(
     Raises:
         ValueError: names the first thing that does not fit, and what it would have to fit.
     """
-    _same("(tiles, tokens) of the ids and y", tokens.shape, y.shape[:2])
-    _same("the columns of y, of B", y.shape[2], pool[1].shape[3])
-    _same("the dtype of ids, what is served", tokens.dtype, jnp.dtype("int32"))
+    check_same("(tiles, tokens) of the ids and y", tokens.shape, y.shape[:2])
+    check_same("the columns of y, of B", y.shape[2], pool[1].shape[3])
+    check_same("the dtype of ids, what is served", tokens.dtype, jnp.dtype("int32"))
     _check_pool(*pool, layers=1)
-    _check_dtypes(y, *pool)
-    _check_work(work, (module,), tokens.shape[0])
+    check_dtypes("x, y and pools", y, *pool)
+    check_work(work, (module,), tokens.shape[0], "what is computed")
     check_size("tokens of a tile", tokens.shape[1], least=1)
-
-
-def check_size(what: str, size: int, least: int = LEAST_SIZE) -> None:
-    """That a side of what is computed at once is one that Triton computes, and computes right.
-
-    Raises:
-        ValueError: it is below the least, or no power of two.
-    """
-    if size < least or size & (size - 1):
-        raise ValueError(f"{what}: {size}; must be a power of two, {least} or more")
 
 
 def check_columns(*widths: int) -> None:
@@ -84,29 +70,36 @@ def check_columns(*widths: int) -> None:
 
 
 def _check_pool(a: Float[Array, "Y P R I"], b: Float[Array, "Y P R O"], layers: int) -> None:
-    _same("(layers, pages, ranks of a page) of A and B", a.shape[:3], b.shape[:3])
-    _same("layers of a pool, of its model", a.shape[0], layers)
-    _same("ranks of a page, what is served", a.shape[2], PAGE_RANKS)
+    check_same("(layers, pages, ranks of a page) of A and B", a.shape[:3], b.shape[:3])
+    check_same("layers of a pool, of its model", a.shape[0], layers)
+    check_same("ranks of a page, what is served", a.shape[2], PAGE_RANKS)
 
 
-def _check_dtypes(*arrays: Float[Array, "..."]) -> None:
+def check_layer(layer: LayerIndex, layers: int) -> None:
+    """That a known layer is one of the pools'. Raises ValueError."""
+    if isinstance(layer, np.ndarray) and not 0 <= layer < layers:
+        raise ValueError(f"layer {layer}: the pools have {layers}")
+
+
+def check_dtypes(of: str, *arrays: Float[Array, "..."]) -> None:
+    """That they have one of the dtypes that are served, all the same. Raises ValueError; `of` says whose it is."""
     names = sorted({str(array.dtype) for array in arrays})
     if len(names) > 1 or names[0] not in DTYPES:
-        raise ValueError(f"dtypes {', '.join(names)}: x, y and pools must have one, {' or '.join(DTYPES)}")
+        raise ValueError(f"dtypes {', '.join(names)}: {of} must have one, {' or '.join(DTYPES)}")
 
 
-def _check_work(work: WorkList, modules: tuple[int, ...], tiles: int) -> None:
+def check_work(work: WorkList, modules: tuple[int, ...], tiles: int, of: str) -> None:
+    """That a list is for so many tiles, has these modules and agrees with itself.
+
+    Raises:
+        ValueError: names what does not; `of` says whose the tiles are.
+    """
     rows = work.start.shape[0]
-    _same("(modules, tiles + 1) of the list's starts, of what is computed", work.start.shape, (rows, tiles + 1))
+    check_same(f"(modules, tiles + 1) of the list's starts, of {of}", work.start.shape, (rows, tiles + 1))
     for name, dtype in (("page", "int32"), ("scale", "float32")):
-        _same(f"the shapes of {name} and tile", getattr(work, name).shape, work.tile.shape)
-        _same(f"the dtype of {name}, what is served", getattr(work, name).dtype, jnp.dtype(dtype))
-    _same("the dtype of start, what is served", work.start.dtype, jnp.dtype("int32"))
-    _same("modules of page, of start", work.page.shape[0], rows)
+        check_same(f"the shapes of {name} and tile", getattr(work, name).shape, work.tile.shape)
+        check_same(f"the dtype of {name}, what is served", getattr(work, name).dtype, jnp.dtype(dtype))
+    check_same("the dtype of start, what is served", work.start.dtype, jnp.dtype("int32"))
+    check_same("modules of page, of start", work.page.shape[0], rows)
     if not all(0 <= module < rows for module in modules):
         raise ValueError(f"modules {modules}: the list has {rows}")
-
-
-def _same(what: str, one: object, other: object) -> None:
-    if one != other:
-        raise ValueError(f"{what} differ: {one} and {other}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jax.experimental import pallas as pl
 
-from pallas_kernels.quantized_linear.shapes import LEAST_SIZE, check_size
+from pallas_kernels.triton_limits import LEAST_SIZE, check_size
 
 MOST_ROWS = 128
 """Of x, for the kernel. For more, numbers that are made once, for all of them, cost less than their codes save."""
