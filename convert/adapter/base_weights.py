@@ -45,13 +45,8 @@ class BaseWeights:
     @cached_property
     def _rows(self) -> dict[str, tuple[str, slice]]:
         """Where each Hugging Face tensor is: a weight's name, and its rows of it."""
-        rows: dict[str, tuple[str, slice]] = {}
-        for weight_name, weight in self._table.items():
-            first = 0
-            for name, count in weight.sources:
-                rows[name] = weight_name, slice(first, first + count)
-                first += count
-        return rows
+        table = self._table.items()
+        return {name: (weight_name, rows) for weight_name, weight in table for name, rows in weight.rows.items()}
 
     def _read(self, name: str) -> F32:
         """A tensor, of a quantised base as the codes have it."""

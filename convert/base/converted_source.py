@@ -34,11 +34,8 @@ class ConvertedSource:
         self._rows: dict[str, tuple[str, slice]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for weight_name, weight in weight_table(config).items():
-            first = 0
-            for name, rows in weight.sources:
-                self._rows[name] = weight_name, slice(first, first + rows)
-                self.shapes[name] = (rows, *weight.shape[1:])
-                first += rows
+            self._rows |= {name: (weight_name, rows) for name, rows in weight.rows.items()}
+            self.shapes |= {name: (rows, *weight.shape[1:]) for name, rows in weight.sources}
 
     def file_of(self, name: str) -> Path:
         return self.path / "weights"

@@ -6,6 +6,7 @@ its own. https://github.com/ModelCloud/GPTQModel, https://github.com/casper-hans
 """
 
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class PackedSource:
         matrix = self._matrix(name.removesuffix(".weight"))
         step = max(1, BLOCK_ELEMENTS // self.shapes[name][1])
         for first in range(0, self.shapes[name][0], step):
-            yield np.asarray(dense(jax.tree.map(lambda part: part[first : first + step], matrix)))  # noqa: B023
+            yield np.asarray(dense(jax.tree.map(itemgetter(slice(first, first + step)), matrix)))
 
     def packed(self, name: str, how: Quantization) -> Iterator[QuantizedMatrix] | None:
         if how != self._how or name.removesuffix(".weight") not in self._packed:

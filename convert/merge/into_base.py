@@ -120,12 +120,11 @@ def _merged(
     stored: NDArray[Any], weight: Weight, modules: Mapping[str, tuple[str, int]], sources: Sequence[Source]
 ) -> NDArray[Any]:
     """The weight with every delta for a part of it; itself if there is none."""
-    value, row = stored, 0
-    for name, rows in weight.sources:
+    value = stored
+    for name, rows in weight.rows.items():
         if name in modules and (delta := _delta(*modules[name], sources)):
             value = stored.astype(np.float32) if value is stored else value
-            delta.add_to(value[row : row + rows])
-        row += rows
+            delta.add_to(value[rows])
     with np.errstate(over="ignore", invalid="ignore"):
         return value.astype(stored.dtype, copy=False)
 

@@ -12,7 +12,6 @@ from openlora_jax.errors import InvalidConfig
 from openlora_jax.model.checkpoint import BaseManifest, read_weights
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.weights import weight_table
-from pallas_kernels.quantized import QuantizedMatrix, dense
 
 
 class PeftPeer:
@@ -66,15 +65,10 @@ def _transformers_model(base: Path) -> Any:
     config = BaseManifest.read(base).config
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.family, **_hf_fields(config)))
     state = {}
+    table = weight_table(config)
     for name, values in read_weights(base, config, "float32").items():
-        sources = weight_table(config)[name].sources
-        cuts = np.cumsum([rows for _, rows in sources])[:-1]
-        for (source, _), part in zip(
-            sources,
-            np.split(np.asarray(dense(values) if isinstance(values, QuantizedMatrix) else values), cuts),
-            strict=True,
-        ):
-            state[source] = torch.from_numpy(part.copy())
+        for source, rows in table[name].rows.items():
+            state[source] = torch.from_numpy(np.array(values[rows]))
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state)
@@ -82,8 +76,8 @@ def _transformers_model(base: Path) -> Any:
 
 
 def _hf_fields(config: ModelConfig) -> dict[str, Any]:
-    if config.rope_scaling is not None:
-        raise InvalidConfig("--peer", "peft is compared on models without rope scaling only")
+    if config.rope_scaling is not None or config.quantization is not None:
+        raise InvalidConfig("--peer", "peft is compared on plain models without rope scaling only")
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

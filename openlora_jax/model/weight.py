@@ -1,6 +1,7 @@
 """A weight described once: shape, axes and source. Conversion, the checks of loading and random values follow it."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import cast
 
 import jax
@@ -25,6 +26,12 @@ class Weight:
     axes: tuple[str, ...]
     sources: tuple[tuple[str, int], ...]
     quantization: Quantization | None = None
+
+    @property
+    def rows(self) -> dict[str, slice]:
+        """Where the rows of each source are."""
+        ends = accumulate(count for _, count in self.sources)
+        return {name: slice(end - count, end) for (name, count), end in zip(self.sources, ends, strict=True)}
 
     def parameter(self) -> nnx.Param[jax.Array]:
         """The described weight as a module's parameter, still without a value."""
