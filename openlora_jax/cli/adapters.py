@@ -13,7 +13,8 @@ from rich.table import Column, Table
 from openlora_jax.adapters.mixes import Member, check_mix, mix_text
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.registry import Registration
-from openlora_jax.errors import BadCheckpoint, InvalidRequest
+from openlora_jax.cli.members import weighted
+from openlora_jax.errors import BadCheckpoint
 
 if TYPE_CHECKING:
     from openlora_jax.adapters.store import AdapterStore
@@ -92,7 +93,7 @@ def mix(
     It follows its members' names: an adapter that is replaced is replaced in the mix.
     """
     name, _, members = mixed.partition("=")
-    weights = [_member(text) for text in members.split(",")]
+    weights = [weighted("mix", text, ":", "both=legal:0.6,tone:0.4") for text in members.split(",")]
     check_mix(weights)
     _open(store).mix(name, dict(weights), replace)
     typer.echo(f"registered {name}")
@@ -103,14 +104,6 @@ def remove(name: NameArgument, store: StoreOption) -> None:
     """Removes a name, and the adapter's files if no other name stands for them. Members of a mix stay until it goes."""
     _open(store).remove(name)
     typer.echo(f"removed {name}")
-
-
-def _member(text: str) -> tuple[str, float]:
-    name, _, weight = text.rpartition(":")
-    try:
-        return name.strip(), float(weight)
-    except ValueError as error:
-        raise InvalidRequest("mix", f"{text!r} is no NAME:WEIGHT; write both=legal:0.6,tone:0.4") from error
 
 
 def _show_mix(name: str, members: Sequence[Member], as_json: bool) -> None:

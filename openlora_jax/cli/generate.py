@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from openlora_jax.cli.members import weighted
 from openlora_jax.cli.rows import STANDARD, Line, check_output, generation_line, read_lines, write_lines
 from openlora_jax.cli.session import open_session
 from openlora_jax.config import BackendName
@@ -107,18 +108,8 @@ def _target(adapter: str | None, mix: str | None, ensemble: str | None) -> dict[
     """The fields that the options stand for."""
     fields: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
     if mix is not None:
-        fields["mix"] = [_member(text) for text in mix.split(",")]
+        members = (weighted("--mix", text, "=", "--mix legal=0.6,tone=0.4") for text in mix.split(","))
+        fields["mix"] = [{"adapter": name, "weight": weight} for name, weight in members]
     if ensemble is not None:
         fields["ensemble"] = parse_json_object(Path("--ensemble"), ensemble.encode())
     return fields
-
-
-def _member(text: str) -> dict[str, Any]:
-    name, _, weight = text.rpartition("=")
-    try:
-        member = {"adapter": name.strip(), "weight": float(weight)}
-    except ValueError:
-        member = {}
-    if not name or not member:
-        raise InvalidRequest("--mix", f"{text!r} is no NAME=WEIGHT; write --mix legal=0.6,tone=0.4")
-    return member

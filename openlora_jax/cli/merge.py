@@ -9,6 +9,7 @@ import typer
 from rich.progress import DownloadColumn
 
 from openlora_jax.adapters.recipe import MajoritySign, Method, Recipe
+from openlora_jax.cli.members import weighted
 from openlora_jax.cli.progress import shown_progress
 from openlora_jax.config import Dtype
 from openlora_jax.errors import AdapterExists, InvalidRequest
@@ -44,17 +45,17 @@ def merge(
 
     A weighted sum needs no merge: requests may name a mix. This is for what is not a sum, and for other engines.
     """
-    from convert.merge import Wish
+    from convert.merge import Weighted, Wish
     from openlora_jax.adapters.store import AdapterStore
 
-    weighted = [_weighted(text) for text in members]
+    parts = [Weighted(*weighted("members", text, "=", "legal=0.6 tone=0.4")) for text in members]
     if (name is None) == (into_base is None):
         raise InvalidRequest("--name", "give --name for a merged adapter, or --into-base for a merged base model")
     if name is not None:
         if method is None:
             raise InvalidRequest("--method", "name one, such as ties; `openlora convert merge --help` lists them")
         wish = Wish(method=method, density=density, seed=seed, rank=rank, majority_sign=majority_sign)
-        report = _into_adapter(AdapterStore(store), name, weighted, base, wish, dtype or "float32", replace)
+        report = _into_adapter(AdapterStore(store), name, parts, base, wish, dtype or "float32", replace)
     elif into_base is not None:
         options: dict[str, object] = {"--method": method, "--density": density, "--seed": seed, "--rank": rank}
         options |= {"--majority-sign": majority_sign, "--dtype": dtype, "--replace": replace or None}
@@ -63,7 +64,7 @@ def merge(
                 raise InvalidRequest(option, "has no part in --into-base, which adds the exact sum; leave it out")
         if base is None:
             raise InvalidRequest("--base", "--into-base needs the converted base model of the members")
-        report = _into_base(AdapterStore(store), weighted, base, into_base)
+        report = _into_base(AdapterStore(store), parts, base, into_base)
     typer.echo(json.dumps(report, indent=2))
 
 
@@ -121,13 +122,3 @@ def _check_free(store: "AdapterStore", name: str, recipe: Recipe) -> None:
     current = store.registrations().get(name)
     if current and store.manifest(current.digest).recipe != recipe:
         raise AdapterExists(name, current.digest)
-
-
-def _weighted(text: str) -> "Weighted":
-    from convert.merge import Weighted
-
-    name, _, weight = text.rpartition("=")
-    try:
-        return Weighted(name, float(weight))
-    except ValueError as error:
-        raise InvalidRequest("members", f"{text[:140]!r} is no NAME=WEIGHT; write legal=0.6 tone=0.4") from error
