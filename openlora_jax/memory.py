@@ -151,9 +151,8 @@ def _activations(engine: EngineConfig, model: ModelConfig) -> int:
     tiles = engine.prefill_chunk // engine.prefill_tile
     logits = 4 * max(engine.max_rows, tiles) * model.vocab_size
     token = 4 * model.hidden_size + 3 * model.intermediate_size + 2 * (model.q_size + 2 * model.kv_size)
-    numbers = (
-        2 * model.intermediate_size * model.hidden_size if model.quantization else 0
-    )  # of gate and up, the largest
+    largest = 2 * model.intermediate_size * model.hidden_size  # gate and up, whose numbers may be made at once
+    numbers = largest if model.quantization else 0
     return 4 * (logits + engine.prefill_chunk * token + numbers)
 
 

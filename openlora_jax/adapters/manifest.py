@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from openlora_jax.adapters.modules import MODULES, PAGE_RANK, POOLS, VECTORS, ModuleShape, module_of, page_shape
 from openlora_jax.adapters.recipe import Digest, Recipe
-from openlora_jax.adapters.traits import PLAIN, Traits
+from openlora_jax.adapters.traits import Traits
 from openlora_jax.config import Dtype
 
 MAX_RANK = 256
@@ -129,7 +129,7 @@ class Manifest(BaseModel):
     def traits(self) -> Traits:
         """What an engine must know of it beside its pages."""
         gains = any(size.vector == "gain" for size in self.modules.values())
-        return Traits(tuple(self.invocation_tokens or ()), gains) if gains or self.invocation_tokens else PLAIN
+        return Traits(tuple(self.invocation_tokens or ()), gains)
 
     def to_fields(self) -> dict[str, Any]:
         """As JSON has it; what is None is left out."""

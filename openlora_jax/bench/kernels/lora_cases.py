@@ -1,6 +1,7 @@
 """Cases of `lora` and `embedding_lora`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,10 +33,7 @@ def lora_cases(workload: Workload, ops: Ops, cache: int, kind: str, group: str) 
     pools = tuple(_pool(seed, (layers, pages), d_in, shape.d_out, workload) for seed, shape in enumerate(shapes))
     x = normal(100, (tiles, tokens, d_in), workload.dtype)
     y = normal(101, (tiles, tokens, d_out), workload.dtype)
-    for mix, adapters_of in MIXES.items():
-        adapters = adapters_of(tiles)
-        lists = work_lists(workload, adapters, len(shapes))
-        items, read = sum(map(workload.pages, adapters)), distinct_pages(workload, adapters)
+    for mix, lists, items, read in _mixes(workload, tiles, len(shapes)):
         yield Case(
             op=f"lora {kind}, {group}",
             mix=mix,
@@ -64,10 +62,7 @@ def head_lora_cases(workload: Workload, ops: Ops) -> Iterator[Case]:
     pools = (_pool(0, (1, pages), shape.d_in, shape.d_out, workload),)
     x = normal(100, (tiles, tokens, shape.d_in), workload.dtype)
     y = normal(101, (tiles, tokens, shape.d_out), workload.dtype)
-    for mix, adapters_of in MIXES.items():
-        adapters = adapters_of(tiles)
-        lists = work_lists(workload, adapters, 1)
-        items, read = sum(map(workload.pages, adapters)), distinct_pages(workload, adapters)
+    for mix, lists, items, read in _mixes(workload, tiles, 1):
         yield Case(
             op="lora decode, lm_head",
             mix=mix,
@@ -96,10 +91,7 @@ def embedding_lora_cases(workload: Workload, ops: Ops) -> Iterator[Case]:
     y = normal(101, (tiles, tokens, shape.d_out), workload.dtype)
     generator = np.random.default_rng(1)
     ids = [jnp.asarray(generator.integers(0, shape.d_in, (tiles, tokens)), jnp.int32) for _ in range(CALLS)]
-    for mix, adapters_of in MIXES.items():
-        adapters = adapters_of(tiles)
-        lists = work_lists(workload, adapters, 1)
-        items, read = sum(map(workload.pages, adapters)), distinct_pages(workload, adapters)
+    for mix, lists, items, read in _mixes(workload, tiles, 1):
         yield Case(
             op="embedding lora decode",
             mix=mix,
@@ -117,6 +109,22 @@ def embedding_lora_cases(workload: Workload, ops: Ops) -> Iterator[Case]:
             footprint=itemsize * PAGE_RANK * (CALLS * items * tokens + min(len(lists) * read, pages) * shape.d_out),
             operations=2 * items * tokens * PAGE_RANK * shape.d_out,
         )
+
+
+class _Mix(NamedTuple):
+    """One popularity of adapters: the lists that calls take in turn, the items of each, and its distinct pages."""
+
+    name: str
+    lists: Sequence[WorkList]
+    items: int
+    read: int
+
+
+def _mixes(workload: Workload, tiles: int, modules: int) -> Iterator[_Mix]:
+    for name, adapters_of in MIXES.items():
+        adapters = adapters_of(tiles)
+        items, read = sum(map(workload.pages, adapters)), distinct_pages(workload, adapters)
+        yield _Mix(name, work_lists(workload, adapters, modules), items, read)
 
 
 def _pool(seed: int, pages: tuple[int, int], d_in: int, d_out: int, workload: Workload) -> PagePair:
