@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from openlora_jax.engine.request import GenerateRequest, MixItem, ScoreRequest
-from tests.openlora_jax.engine.fakes import Answer, Bench, collect, expected_sample, generate
+from tests.openlora_jax.engine.answers import Answer, collect, expected_sample
+from tests.openlora_jax.engine.fakes import Bench, generate
 
 REQUESTS = {
     "one token": generate([5], max_tokens=1),

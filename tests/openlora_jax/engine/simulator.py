@@ -11,8 +11,9 @@ from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
 from openlora_jax.engine.scheduling_params import Priority, SchedulingParams
 from openlora_jax.engine.sequence import LiveRequest
 from openlora_jax.engine.stream import EventStream
+from tests.openlora_jax.engine.answers import collect, expected_scores
 from tests.openlora_jax.engine.cases import check
-from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, expected_scores, generate
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate
 
 MAX_ITERATIONS = 20_000
 

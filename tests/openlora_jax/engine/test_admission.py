@@ -5,7 +5,8 @@ from openlora_jax.engine.request import GenerateRequest, MixItem, ScoreRequest
 from openlora_jax.engine.sampling_params import SamplingParams
 from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import InvalidRequest
-from tests.openlora_jax.engine.fakes import VOCAB, generate, small_config
+from tests.openlora_jax.engine.answers import VOCAB
+from tests.openlora_jax.engine.fakes import generate, small_config
 
 ADMISSION = Admission(small_config(kv_blocks=8), VOCAB)
 LONG = range(60)

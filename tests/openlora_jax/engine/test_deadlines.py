@@ -7,8 +7,9 @@ import pytest
 from openlora_jax.engine.rates import Rates
 from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import CannotMeetDeadline, DeadlineExceeded, OpenLoraError
+from tests.openlora_jax.engine.answers import collect
 from tests.openlora_jax.engine.cases import check
-from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, generate, small_config
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate, small_config
 
 STEP = 0.1  # seconds of a chunk, and of a decode step
 

@@ -6,8 +6,9 @@ from openlora_jax.engine.policy import PATIENCE
 from openlora_jax.engine.request import Finished
 from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import AdapterUnavailable, InvalidRequest, UnknownAdapter
+from tests.openlora_jax.engine.answers import collect
 from tests.openlora_jax.engine.cases import REQUESTS, check, until
-from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, generate, small_config
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate, small_config
 
 
 def test_others_pass_who_waits_for_a_load() -> None:

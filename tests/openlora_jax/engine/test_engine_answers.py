@@ -3,16 +3,9 @@
 import pytest
 
 from openlora_jax.engine.request import Finished, GenerateRequest, Scored
+from tests.openlora_jax.engine.answers import collect, expected_sample, expected_scores
 from tests.openlora_jax.engine.cases import REQUESTS, SCORES, answer_of, check
-from tests.openlora_jax.engine.fakes import (
-    Bench,
-    FakeAdapters,
-    collect,
-    expected_sample,
-    expected_scores,
-    generate,
-    small_config,
-)
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate, small_config
 
 
 @pytest.mark.parametrize("name", REQUESTS)

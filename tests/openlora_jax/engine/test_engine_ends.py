@@ -6,8 +6,9 @@ from openlora_jax.engine.plan import StepPlan
 from openlora_jax.engine.request import Finished
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import DeadlineExceeded, EngineStopped, Overloaded
+from tests.openlora_jax.engine.answers import Answer, collect
 from tests.openlora_jax.engine.cases import REQUESTS, SCORES, answer_of, check
-from tests.openlora_jax.engine.fakes import Answer, Bench, FakeAdapters, collect, generate, small_config
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate, small_config
 
 
 def hold(bench: Bench, phase: str, deadline: float | None = None) -> EventStream:

@@ -11,18 +11,8 @@ from hypothesis import strategies as st
 from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import AdapterUnavailable, DeadlineExceeded
-from tests.openlora_jax.engine.fakes import (
-    VOCAB,
-    Answer,
-    Bench,
-    FakeAdapters,
-    collect,
-    expected_sample,
-    expected_scores,
-    generate,
-    small_config,
-    text_of,
-)
+from tests.openlora_jax.engine.answers import VOCAB, Answer, collect, expected_sample, expected_scores, text_of
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate, small_config
 
 Fate = Literal["live", "cancel", "deadline"]
 STEP = 0.1  # seconds

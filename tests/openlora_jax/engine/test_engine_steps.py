@@ -2,8 +2,9 @@
 
 from openlora_jax.engine.plan import StepPlan
 from openlora_jax.engine.request import Scored, ScoreRequest
+from tests.openlora_jax.engine.answers import collect, expected_scores
 from tests.openlora_jax.engine.cases import REQUESTS, answer_of, check, until
-from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, expected_scores, generate, small_config
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate, small_config
 
 
 def own_chunks(plans: list[StepPlan], prompt: tuple[int, ...]) -> list[list[tuple[int, int]]]:

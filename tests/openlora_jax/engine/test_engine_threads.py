@@ -4,8 +4,9 @@ import asyncio
 import threading
 
 from openlora_jax.engine.request import GenerateRequest
+from tests.openlora_jax.engine.answers import Answer, collect
 from tests.openlora_jax.engine.cases import REQUESTS, check
-from tests.openlora_jax.engine.fakes import Answer, Bench, collect, small_config
+from tests.openlora_jax.engine.fakes import Bench, small_config
 
 
 def test_many_readers_at_once() -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from openlora_jax.engine.request import Delta, Ensemble, Finished, GenerateRequest, MixItem
 from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import InvalidRequest
+from tests.openlora_jax.engine.answers import collect
 from tests.openlora_jax.engine.cases import REQUESTS, answer_of, check, until
-from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, generate, small_config
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate, small_config
 
 Members = Mapping[tuple[str, ...], float]
 

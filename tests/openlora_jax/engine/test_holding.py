@@ -7,8 +7,9 @@ from openlora_jax.engine.holding import LEAST, hold
 from openlora_jax.engine.rates import Rates
 from openlora_jax.engine.sequence import LiveRequest
 from openlora_jax.engine.stream import EventStream
+from tests.openlora_jax.engine.answers import collect
 from tests.openlora_jax.engine.cases import check
-from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, generate, small_config
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate, small_config
 
 CHUNK, LOAD = 0.1, 0.01
 

@@ -11,8 +11,9 @@ from openlora_jax.adapters.traits import Traits
 from openlora_jax.engine.request import GenerateRequest, Scored, ScoreRequest
 from openlora_jax.engine.scheduling_params import SchedulingParams
 from openlora_jax.errors import InvalidRequest
+from tests.openlora_jax.engine.answers import collect, expected_scores
 from tests.openlora_jax.engine.cases import REQUESTS, answer_of, check
-from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, collect, expected_scores, generate, small_config
+from tests.openlora_jax.engine.fakes import Bench, FakeAdapters, generate, small_config
 
 PROMPT = tuple(range(1, 41))
 """Two full blocks, and half of a third."""
