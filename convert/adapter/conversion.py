@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.adapter.base_copies import compare_copies
 from convert.adapter.base_weights import BaseWeights
 from convert.adapter.config import AdapterConfig, read_config
 from convert.adapter.directory import CONFIG, weights_path
@@ -54,12 +55,14 @@ def convert_adapter(
         base: of the base model that the adapter is for.
         dtype: of the tensors as stored; scales are folded in float32 first.
         strict_base: refuse an adapter whose configuration names another base model, instead of warning.
-        weights: of the base, which DoRA and trained token rows depend on; nothing else reads them.
+        weights: of the base, which DoRA and trained token rows depend on, and copies in the checkpoint must equal;
+            nothing else reads them.
         initial: the adapter's directory as it was before training, of an initialisation that changed the base (PiSSA,
             OLoRA, CorDA): what counts is the difference.
 
     Raises:
-        BadCheckpoint: a file is missing or malformed, tensors do not fit the base or each other, or change nothing.
+        BadCheckpoint: a file is missing or malformed, tensors do not fit the base or each other, or change nothing; a
+            copy of a base weight is not of this base.
         UnsupportedFeature: the adapter is sound, but not what can be served.
         InvalidRequest: an adapter that needs `weights`, without them.
     """
@@ -71,18 +74,29 @@ def convert_adapter(
         file = closing.enter_context(SafetensorsFile(path))
         layers = find_layers(path, file.tensors, config, base.config)
         before = closing.enter_context(opened_initial(initial, layers, base.config)) if initial else None
+        ignored = layers.ignored
+        if weights is not None:
+            ignored, differing = compare_copies(file, ignored, weights, _is_quantised(base))
+            warnings += differing
         stacked = stack_layers(file, layers, module_shapes(base.config), dtype, weights, before)
         total = len(file.tensors)
     warnings += [f"the delta of {module} is zero" for module, norm in stacked.norms.items() if norm == 0]
-    manifest = Manifest(base_digest=base.digest, dtype=dtype, modules=stacked.modules, invocation_tokens=invocation)
+    manifest = Manifest(
+        base_digest=base.digest,
+        dtype=dtype,
+        modules=stacked.modules,
+        saved=stacked.saved or None,
+        invocation_tokens=invocation,
+    )
     report = {
         "source": str(source),
         "digest": artifact_digest(manifest, stacked.tensors),
         "base_digest": base.digest,
         "dtype": dtype,
         "bytes": manifest.nbytes,
-        "tensors": {"total": total, "consumed": total - len(layers.ignored), "ignored": layers.ignored},
+        "tensors": {"total": total, "consumed": total - len(ignored), "ignored": ignored},
         "modules": _module_report(layers, stacked),
+        **({"saved": manifest.saved_bytes} if stacked.saved else {}),
         **({"invocation_tokens": invocation} if invocation else {}),
         "warnings": warnings,
     }
@@ -107,6 +121,10 @@ def _base_name_warnings(path: Path, config: AdapterConfig, base: BaseManifest, s
     if strict:
         raise BadCheckpoint(path, f"{problem}; without --strict-base it is converted with a warning")
     return [problem]
+
+
+def _is_quantised(base: BaseManifest) -> bool:
+    return base.config.quantization is not None or _QUANTISED.search(base.source.lower()) is not None
 
 
 def _module_report(layers: Layers, stacked: Stacked) -> Mapping[str, Any]:

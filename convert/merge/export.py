@@ -29,14 +29,17 @@ def export_adapter(manifest: Manifest, tensors: Tensors, destination: Path) -> d
 
     Raises:
         CannotInstall: the destination is in use, or the disk is full or not writable.
-        UnsupportedFeature: a DoRA adapter, of whose magnitudes the gains alone are left.
+        UnsupportedFeature: a DoRA adapter, of whose magnitudes the gains alone are left; or one without LoRA, which
+            peft does not load.
     """
+    if not manifest.modules:
+        raise UnsupportedFeature(destination, "exporting saved modules without LoRA", "peft would not load them")
     vectors = {size.vector for size in manifest.modules.values()}
     if "gain" in vectors:
         raise UnsupportedFeature(
             destination, "exporting a DoRA adapter", "use the directory that it was converted from"
         )
-    factors: dict[str, F32] = {}
+    written: dict[str, F32] = {}
     ranks: dict[str, dict[str, int]] = {module: {} for module in MODULES if module in manifest.modules}
     for module in ranks:
         for layer in range(manifest.modules[module].layers):
@@ -45,14 +48,16 @@ def export_adapter(manifest: Manifest, tensors: Tensors, destination: Path) -> d
                 ranks[module][name] = len(found.a)
                 ends = EMBEDDING if module == "embed_tokens" else LINEAR
                 for end, values in zip(ends, (found.a, found.b.T), strict=True):
-                    factors[f"base_model.model.{name}{end}"] = np.ascontiguousarray(values)
+                    written[f"base_model.model.{name}{end}"] = np.ascontiguousarray(values)
                 if "bias" in vectors:
-                    factors[f"base_model.model.{name}{BIAS}"] = layer_bias(manifest, tensors, module, layer)
+                    written[f"base_model.model.{name}{BIAS}"] = layer_bias(manifest, tensors, module, layer)
+    for saved in manifest.saved or {}:
+        written[f"base_model.model.{module_name(saved, 0)}.weight"] = tensors[f"{saved}.saved"][0, 0].astype(np.float32)
     config = peft_config(manifest, {module: named for module, named in ranks.items() if named})
-    with new_directory(destination, sum(values.nbytes for values in factors.values())) as stage:
+    with new_directory(destination, sum(values.nbytes for values in written.values())) as stage:
         (stage / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(factors, stage / "adapter_model.safetensors", metadata={"format": "pt"})
-    return {"destination": str(destination), "tensors": len(factors), "r": config["r"], "modules": list(ranks)}
+        save_file(written, stage / "adapter_model.safetensors", metadata={"format": "pt"})
+    return {"destination": str(destination), "tensors": len(written), "r": config["r"], "modules": list(ranks)}
 
 
 def peft_config(manifest: Manifest, ranks: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
@@ -73,6 +78,7 @@ def peft_config(manifest: Manifest, ranks: Mapping[str, Mapping[str, int]]) -> d
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
         "target_modules": _targets(manifest, ranks),
+        "modules_to_save": list(manifest.saved) if manifest.saved else None,
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,

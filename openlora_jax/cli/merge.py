@@ -113,7 +113,7 @@ def _into_base(store: "AdapterStore", members: Sequence["Weighted"], base: Path,
     from openlora_jax.model.checkpoint import BaseManifest
 
     with shown_progress("reading", DownloadColumn()) as progress:
-        sources = read_sources(store, members, BaseManifest.read(base).digest)
+        sources = read_sources(store, members, BaseManifest.read(base).digest, into_base=True)
         return merge_into_base(base, sources, destination, progress)
 
 
