@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from openlora_jax.adapters.artifact import Tensor
 from openlora_jax.adapters.factors import Factors, layer_factors
+from openlora_jax.adapters.few_bits import in_numbers
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.errors import InvalidRequest
@@ -53,7 +54,7 @@ def read_sources(store: AdapterStore, members: Sequence[Weighted], base_digest: 
     manifests = {name: store.manifest(digest) for name, digest in digests.items()}
     _check_bases(manifests, base_digest)
     _check_plain(manifests)
-    return [Source(*member, digests[member.name], *store.read(digests[member.name])) for member in members]
+    return [Source(*member, digests[member.name], *in_numbers(*store.read(digests[member.name]))) for member in members]
 
 
 def _check_members(members: Sequence[Weighted], digests: Mapping[str, str]) -> None:

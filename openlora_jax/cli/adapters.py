@@ -60,11 +60,13 @@ def inspect(name: NameArgument, store: StoreOption, as_json: JsonOption = False)
         typer.echo(f"merged {json.dumps(manifest.recipe.model_dump(exclude_none=True))}")
     if manifest.invocation_tokens:
         typer.echo(f"acts   from the last {manifest.invocation_tokens} of a prompt on")
-    table = Table("module", "rank", "pages", "vector", "layers", "in", "out")
+    table = Table("module", "rank", "pages", "vector", "layers", "in", "out", "few bits", "error")
     for module in filter(manifest.modules.__contains__, MODULES):
         size = manifest.modules[module]
         sizes = (size.rank, size.pages, size.vector or "", size.layers, size.d_in, size.d_out)
-        table.add_row(module, *map(str, sizes))
+        stored = " ".join(f"{side} {bits.format}" for side, bits in (size.few_bits or {}).items())
+        error = f"{max(size.delta_errors):g}" if size.delta_errors else ""
+        table.add_row(module, *map(str, sizes), stored, error)
     Console().print(table)
 
 
