@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from openlora_jax.adapters.artifact import Tensors
 from openlora_jax.adapters.factors import F32, layer_bias, layer_factors
+from openlora_jax.adapters.few_bits import in_numbers
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.modules import MODULES, module_name
 from openlora_jax.errors import UnsupportedFeature
@@ -39,6 +40,7 @@ def export_adapter(manifest: Manifest, tensors: Tensors, destination: Path) -> d
         raise UnsupportedFeature(
             destination, "exporting a DoRA adapter", "use the directory that it was converted from"
         )
+    manifest, tensors = in_numbers(manifest, tensors)
     written: dict[str, F32] = {}
     ranks: dict[str, dict[str, int]] = {module: {} for module in MODULES if module in manifest.modules}
     for module in ranks:

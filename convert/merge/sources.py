@@ -9,6 +9,7 @@ import numpy as np
 
 from openlora_jax.adapters.artifact import Tensor
 from openlora_jax.adapters.factors import F32, Factors, layer_factors
+from openlora_jax.adapters.few_bits import in_numbers
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.errors import InvalidRequest
@@ -64,7 +65,7 @@ def read_sources(
     _check_bases(manifests, base_digest)
     _check_plain(manifests)
     _check_saved(manifests, members, into_base)
-    return [Source(*member, digests[member.name], *store.read(digests[member.name])) for member in members]
+    return [Source(*member, digests[member.name], *in_numbers(*store.read(digests[member.name]))) for member in members]
 
 
 def _check_members(members: Sequence[Weighted], digests: Mapping[str, str]) -> None:

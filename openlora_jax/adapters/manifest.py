@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -20,11 +20,15 @@ from openlora_jax.adapters.modules import (
 from openlora_jax.adapters.recipe import Digest, Recipe
 from openlora_jax.adapters.traits import Traits
 from openlora_jax.config import Dtype
+from openlora_jax.quantization.format import Quantization, parts, problem
 
 MAX_RANK = 256
 """Ranks of one module of one adapter, at most."""
 
-ITEMSIZE: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2}
+StoredDtype = Literal["float32", "bfloat16", "float16", "int8", "uint8"]
+"""Of an array in an artifact; the last three are of few bits."""
+
+ITEMSIZE: Mapping[StoredDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
 
 MAX_INVOCATION = 1024
 """Tokens that invoke an adapter, at most."""
@@ -32,8 +36,24 @@ MAX_INVOCATION = 1024
 VectorKind = Literal["gain", "bias"]
 """What a vector page is for."""
 
+Side = Literal["A", "B"]
+Bits = Literal["int8", "int4"]
+"""What A and B may be stored in, beside numbers."""
+
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+RelativeError = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class ArrayType(NamedTuple):
+    """An array of an artifact: `[layers, pages, rows, width]`."""
+
+    shape: tuple[int, int, int, int]
+    dtype: StoredDtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
 
 class Origin(BaseModel):
@@ -50,6 +70,24 @@ class Origin(BaseModel):
     scales: list[Annotated[float, Field(allow_inf_nan=False)]]
 
 
+class FewBits(BaseModel):
+    """How A or B of a module is stored, where it is stored in few bits; see `Quantization`.
+
+    Attributes:
+        errors: of each layer, the Frobenius norm of what rounding changed over that of the matrix.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Bits
+    group: Literal[32]
+    errors: list[RelativeError]
+
+    @property
+    def how(self) -> Quantization:
+        return Quantization(format=self.format, group=self.group)
+
+
 class LowRank(BaseModel):
     """One targeted module of an adapter.
 
@@ -58,6 +96,8 @@ class LowRank(BaseModel):
         vector: what its vector page is for: DoRA's `gain`, which B has in it too, with the bias that makes up for the
             base's own; or a `bias` alone, of `lora_bias`. None if it has no such page.
         origin: None where it was not recorded.
+        few_bits: of A and B, those that are stored so; None if neither is.
+        delta_errors: of each layer, what rounding changed of B'A over that, where something is in few bits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -68,6 +108,8 @@ class LowRank(BaseModel):
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
     vector: VectorKind | None = None
     origin: Origin | None = None
+    few_bits: Annotated[dict[Side, FewBits], Field(min_length=1)] | None = None
+    delta_errors: list[RelativeError] | None = None
 
     @model_validator(mode="after")
     def _of_every_layer(self) -> "LowRank":
@@ -75,6 +117,28 @@ class LowRank(BaseModel):
         if origin and not (len(origin.ranks) == len(origin.scales) == self.layers and max(origin.ranks) == self.rank):
             raise ValueError("origin must have a scale and a rank of every layer, and the largest rank is the module's")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_packed(self) -> "LowRank":
+        stored = self.few_bits or {}
+        for side, bits in stored.items():
+            if reason := problem(self.width(side), bits.how):
+                raise ValueError(f"{side}: {reason}")
+        errors = [bits.errors for bits in stored.values()] + ([self.delta_errors] if self.delta_errors else [])
+        if bool(stored) != bool(self.delta_errors) or any(len(each) != self.layers for each in errors):
+            raise ValueError("few_bits and delta_errors must both have an error of every layer")
+        return self
+
+    def width(self, side: Side) -> int:
+        """Columns of A or B."""
+        return self.d_in if side == "A" else self.d_out
+
+    @property
+    def bits_report(self) -> dict[str, Any]:
+        """What is in few bits, and the largest errors of any layer."""
+        few_bits, delta = self.few_bits or {}, self.delta_errors or [0.0]
+        formats = {side: f"{bits.format}, error {max(bits.errors):g}" for side, bits in few_bits.items()}
+        return {"few_bits": formats, "delta_error": max(delta)}
 
     @property
     def pages(self) -> int:
@@ -101,7 +165,7 @@ class Manifest(BaseModel):
     Attributes:
         format: of the artifact directory.
         base_digest: of the base checkpoint that the adapter's shapes were checked against.
-        dtype: of every tensor.
+        dtype: of every tensor that is not in few bits.
         modules: the modules with LoRA, by name.
         saved: those that it has whole, by name (`modules_to_save`); None if there is none.
         invocation_tokens: the adapter acts from where they occur last in a prompt; None if it acts everywhere.
@@ -143,7 +207,7 @@ class Manifest(BaseModel):
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Tensor name -> `[layers, pages, rows, width]`; see `PageShape`."""
+        """Tensor name -> `[layers, pages, rows, width]` of its numbers, however they are stored; see `PageShape`."""
         shapes: dict[str, tuple[int, int, int, int]] = {}
         for pool, pages in self.pages.items():
             if pool not in SAVED:
@@ -152,9 +216,29 @@ class Manifest(BaseModel):
         return shapes | {f"{module}.saved": (1, 1, of.rows, of.width) for module, of in (self.saved or {}).items()}
 
     @property
+    def arrays(self) -> dict[str, ArrayType]:
+        """The arrays that the tensors are stored as: one in few bits is two, `NAME.codes` and `NAME.scale`."""
+        few_bits, arrays = self.few_bits, dict[str, ArrayType]()
+        for name, shape in self.tensor_shapes.items():
+            stored = parts(shape[3], few_bits[name].how) if name in few_bits else {}
+            arrays |= {f"{name}.{part}": ArrayType((*shape[:3], count), of) for part, (count, of) in stored.items()}
+            if not stored:
+                arrays[name] = ArrayType(shape, self.dtype)
+        return arrays
+
+    @property
+    def few_bits(self) -> dict[str, FewBits]:
+        """The tensors in few bits, by name."""
+        return {
+            f"{module}.{side}": bits
+            for module, size in self.modules.items()
+            for side, bits in (size.few_bits or {}).items()
+        }
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all tensors together."""
-        return sum(map(math.prod, self.tensor_shapes.values())) * ITEMSIZE[self.dtype]
+        """Bytes of all arrays together."""
+        return sum(array.nbytes for array in self.arrays.values())
 
     @property
     def saved_bytes(self) -> dict[str, int]:

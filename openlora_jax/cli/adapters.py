@@ -62,11 +62,13 @@ def inspect(name: NameArgument, store: StoreOption, as_json: JsonOption = False)
         typer.echo(f"acts   from the last {manifest.invocation_tokens} of a prompt on")
     for module, nbytes in manifest.saved_bytes.items():
         typer.echo(f"saved  {module}, {nbytes / 1e6:,.1f} MB, in the place of the base's")
-    table = Table("module", "rank", "pages", "vector", "layers", "in", "out")
+    table = Table("module", "rank", "pages", "vector", "layers", "in", "out", "few bits", "error")
     for module in filter(manifest.modules.__contains__, MODULES):
         size = manifest.modules[module]
         sizes = (size.rank, size.pages, size.vector or "", size.layers, size.d_in, size.d_out)
-        table.add_row(module, *map(str, sizes))
+        stored = " ".join(f"{side} {bits.format}" for side, bits in (size.few_bits or {}).items())
+        error = f"{max(size.delta_errors):g}" if size.delta_errors else ""
+        table.add_row(module, *map(str, sizes), stored, error)
     Console().print(table)
 
 

@@ -72,6 +72,19 @@ def biases() -> dict[str, Array]:
     }
 
 
+@pytest.mark.parametrize("modules", [("lm_head",), ("embed_tokens", "lm_head")])
+def test_saved_modules_come_back(save: Save, tmp_path: Path, modules: tuple[str, ...]) -> None:
+    keys = {"embed_tokens": "base_model.model.model.embed_tokens.weight", "lm_head": "base_model.model.lm_head.weight"}
+    rng = np.random.default_rng(6)
+    saved = {keys[module]: rng.standard_normal((50, 32), np.float32) for module in modules}
+    first = convert_adapter(save(lora() | saved, lora_alpha=4, modules_to_save=list(modules)), BASE)
+    export_adapter(first.manifest, first.tensors, tmp_path / "out")
+    assert convert_adapter(tmp_path / "out", BASE).report["digest"] == first.report["digest"]
+    alone = convert_adapter(save(saved, modules_to_save=list(modules)), BASE)
+    with pytest.raises(UnsupportedFeature, match="exporting saved modules without LoRA"):
+        export_adapter(alone.manifest, alone.tensors, tmp_path / "alone")
+
+
 def test_a_gain_is_not_exported(save: Save, tmp_path: Path) -> None:
     first = convert_adapter(save(lora() | biases(), lora_alpha=4, lora_bias=True), BASE)
     modules = {name: size.model_copy(update={"vector": "gain"}) for name, size in first.manifest.modules.items()}

@@ -1,12 +1,13 @@
-"""Exported adapters load in peft and score there what the originals score, whatever their ranks, scales and targets."""
+"""Exported adapters load in peft and score there what the originals score, whatever their ranks, scales and kinds."""
 
 from pathlib import Path
 
 import pytest
 
-from convert.adapter import BaseWeights, convert_adapter
+from convert.adapter import BaseWeights, Conversion, convert_adapter
 from convert.base import convert_base
 from convert.merge import export_adapter
+from openlora_jax.errors import UnsupportedFeature
 from openlora_jax.model.checkpoint import BaseManifest
 from tests.convert.merge.conftest import ignore
 from tests.parity.cases import ADAPTERS
@@ -22,21 +23,36 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 BOUND = 1e-4
 
 
+DORA = [name for name, case in ADAPTERS.items() if case.config.get("use_dora")]
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Converted."""
     root = tmp_path_factory.mktemp("bases")
-    found = {case.base: root / case.base for case in ADAPTERS.values()}
-    for name, path in found.items():
-        convert_base(base_directory(name), path, "float32", ignore)
-    return found
+    names = {case.base for case in ADAPTERS.values()}
+    for name in names:
+        convert_base(base_directory(name), root / name, "float32", ignore)
+    return {name: root / name for name in names}
 
 
-@pytest.mark.parametrize("name", [name for name, case in ADAPTERS.items() if not case.config.get("use_dora")])
+def convert(name: str, base: Path) -> Conversion:
+    manifest = BaseManifest.read(base)
+    return convert_adapter(adapter_directory(name), manifest, weights=BaseWeights(base, manifest))
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in DORA])
 def test_an_export_scores_as_the_original(name: str, bases: dict[str, Path], tmp_path: Path) -> None:
     goldens, base = Goldens.load(), ADAPTERS[name].base
-    manifest = BaseManifest.read(bases[base])
-    converted = convert_adapter(adapter_directory(name), manifest, weights=BaseWeights(bases[base], manifest))
+    converted = convert(name, bases[base])
     export_adapter(converted.manifest, converted.tensors, tmp_path / "out")
     scores = score(load_adapter(base_directory(base), tmp_path / "out"), goldens.rows)
     assert max_difference(scores, goldens.adapters[name]) <= BOUND
     assert max_difference(scores, goldens.bases[base]) >= MOVED
+
+
+@pytest.mark.parametrize("name", DORA)
+def test_magnitudes_of_dora_are_not_kept(name: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    converted = convert(name, bases[ADAPTERS[name].base])
+    with pytest.raises(UnsupportedFeature, match="the directory that it was converted from"):
+        export_adapter(converted.manifest, converted.tensors, tmp_path / "out")
