@@ -176,9 +176,7 @@ class _Stacker:
         if layer.magnitude is None or self.base is None:
             raise _without_base("DoRA's gains are relative to")
         module, index = layer.target.module, layer.target.layer
-        weight = self.base.product(module, index)
-        if module == "embed_tokens":
-            weight = weight.T
+        weight = self.base.delta_like(module, index)
         return dora_vectors(self._read(layer.magnitude), weight, self.base.bias(module, index), a, b)
 
     def _read(self, key: str) -> F32:
