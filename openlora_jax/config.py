@@ -24,7 +24,9 @@ class EngineConfig(BaseModel):
 
     Attributes:
         backend: which implementation of each operation to use; `auto` picks by device.
-        dtype: of weights, KV and pool.
+        dtype: of weights and pool, and of keys and values unless `kv_dtype` says otherwise.
+        kv_dtype: `int8` for keys and values in 8 bits, with a scale for each position and head: nearly four times the
+            blocks in the memory of float32, nearly twice those of bfloat16. None is `dtype`.
         max_rows: sequences decoded together, at most.
         row_buckets: row counts that a decode program is compiled for, ascending to `max_rows`.
         prefill_tile: consecutive tokens of one sequence that a prefill computes together: 16 suits a CPU, 64 the tensor
@@ -68,6 +70,7 @@ class EngineConfig(BaseModel):
 
     backend: BackendName = "auto"
     dtype: Dtype = "float32"
+    kv_dtype: Literal["int8"] | None = None
     max_rows: Positive = 16
     row_buckets: tuple[Positive, ...] = Field(default_factory=lambda others: _up_to(others["max_rows"], 1, 4))
     prefill_tile: Literal[16, 32, 64, 128] = 16

@@ -21,6 +21,7 @@ from openlora_jax.errors import InvalidConfig
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.stored import weight_bytes
 from openlora_jax.observed import Observed, Planned
+from pallas_kernels.kv_cache import kv_bytes
 
 SLACK = 5 / 4
 """What was observed is planned for with so much more."""
@@ -36,6 +37,7 @@ class MemoryPlan:
     Attributes:
         kv_blocks: the scratch block included.
         block_tokens: of a KV block.
+        kv_dtype: of keys and values, where it is not that of the weights.
         pages: pool -> its pages, the zero page included; a pool that has none is left out.
         pools: pool -> bytes of its pages.
         sampler: token counts, prompt tokens and bias of every slot.
@@ -48,6 +50,7 @@ class MemoryPlan:
     kv: int
     kv_blocks: int
     block_tokens: int
+    kv_dtype: str | None
     pages: dict[str, int]
     pools: dict[str, int]
     sampler: int
@@ -84,11 +87,16 @@ class MemoryPlan:
             kv=blocks * sizes.block,
             kv_blocks=blocks,
             block_tokens=engine.kv_block,
+            kv_dtype=engine.kv_dtype,
             pages=pages,
             pools={module: count * sizes.pages[module] for module, count in pages.items()},
             sampler=sizes.sampler,
             activations=sizes.activations,
         )
+
+    @property
+    def kv_name(self) -> str:
+        return f"KV blocks of {self.block_tokens} tokens{f' in {self.kv_dtype}' if self.kv_dtype else ''}"
 
     @property
     def held(self) -> int:
@@ -102,7 +110,7 @@ class MemoryPlan:
     def __str__(self) -> str:
         parts = {
             "weights": self.weights,
-            f"{self.kv_blocks} KV blocks of {self.block_tokens} tokens": self.kv,
+            f"{self.kv_blocks} {self.kv_name}": self.kv,
             f"adapter pages, {_by_count(self.pages)}": sum(self.pools.values()),
             "the sampler": self.sampler,
             "activations": self.activations,
@@ -142,7 +150,10 @@ class Sizes:
             weights=weight_bytes(model, engine.dtype),
             sampler=(engine.max_rows + 1) * model.vocab_size * (np.dtype("i4").itemsize + np.dtype("f4").itemsize + 1),
             activations=_activations(engine, model) if seen is None else int(SLACK * seen),
-            block=itemsize * engine.kv_block * 2 * model.num_layers * model.kv_size,
+            block=engine.kv_block
+            * model.num_layers
+            * model.num_kv_heads
+            * kv_bytes(dtype=engine.kv_dtype or engine.dtype, width=model.head_dim),
             pages={pool: itemsize * shape.elements for pool, shape in page_shapes(model).items()},
         )
 
@@ -159,7 +170,7 @@ def _activations(engine: EngineConfig, model: ModelConfig) -> int:
 
 def _basis(engine: EngineConfig, budget: int | None) -> str:
     """All settings that the counts depend on."""
-    sizes = ("dtype", "max_rows", "prefill_tile", "prefill_chunk", "max_model_len", "kv_block")
+    sizes = ("dtype", "kv_dtype", "max_rows", "prefill_tile", "prefill_chunk", "max_model_len", "kv_block")
     given = sorted(engine.model_fields_set & {"kv_blocks", *CAPACITY_KEYS.values()})
     return " ".join(f"{key}={getattr(engine, key)}" for key in (*sizes, *given)) + f" budget={budget}"
 

@@ -68,7 +68,7 @@ class DeviceRunner:
             heads=model.num_kv_heads,
             block_tokens=engine.kv_block,
             width=model.head_dim,
-            dtype=engine.dtype,
+            dtype=engine.kv_dtype or engine.dtype,
         )
         # Committed to the device, as what the programs return is: a program is compiled again for arrays that are not.
         state = SamplerState.create(engine.max_rows + 1, model.vocab_size)
@@ -269,4 +269,5 @@ def _padded(lists: Sequence[Sequence[int]], rows: int, width: int, filler: int =
 
 @partial(jax.jit, donate_argnames="kv")
 def _copy_block(kv: KvCache, source: Int[jax.Array, ""], target: Int[jax.Array, ""]) -> KvCache:
-    return KvCache(*(blocks.at[:, target].set(blocks[:, source]) for blocks in kv))
+    copied: KvCache = jax.tree.map(lambda blocks: blocks.at[:, target].set(blocks[:, source]), kv)
+    return copied

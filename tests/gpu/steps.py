@@ -118,7 +118,7 @@ def _kv_cache(workload: Workload) -> KvCache:
         heads=model.num_kv_heads,
         block_tokens=engine.kv_block,
         width=model.head_dim,
-        dtype=engine.dtype,
+        dtype=engine.kv_dtype or engine.dtype,
     )
 
 

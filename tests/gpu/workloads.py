@@ -100,3 +100,4 @@ FORMATS = {
 QUANTISED = {
     f"llama-3.1-8b {name}": Workload(replace(LLAMA_8B, quantization=how), ENGINE) for name, how in FORMATS.items()
 }
+KV_INT8 = {"llama-3.1-8b kv int8": Workload(LLAMA_8B, ENGINE.model_copy(update={"kv_dtype": "int8"}))}

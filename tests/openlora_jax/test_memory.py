@@ -51,6 +51,17 @@ def test_bytes_of_each_part(dtype: str, itemsize: int) -> None:
         plan.check(plan.total - 1)
 
 
+def test_keys_and_values_in_int8_are_counted_with_their_scales() -> None:
+    few = MemoryPlan.of(EngineConfig.of({**SETTINGS, "kv_dtype": "int8"}), MODEL)
+    assert few.kv == 65 * 16 * 2 * 2 * 2 * (8 + 4)
+    assert "65 KV blocks of 16 tokens in int8" in str(few)
+    for dtype, more in (("float32", 3.75), ("bfloat16", 1.88)):
+        sizes = [
+            MemoryPlan.of(EngineConfig.of({"dtype": dtype, **kv}), SMOLLM2_135M).kv for kv in ({"kv_dtype": "int8"}, {})
+        ]
+        assert sizes[1] / sizes[0] == pytest.approx(more, abs=0.02)
+
+
 def test_without_a_budget_the_default_counts_come_out() -> None:
     plan = MemoryPlan.of(EngineConfig(), SMOLLM2_135M)
     assert plan.kv_blocks == 513
