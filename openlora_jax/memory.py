@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from openlora_jax.adapters.demand import UNKNOWN, Demand, divide, least_pages, pool_bytes, steady
-from openlora_jax.adapters.modules import VECTORS, page_shapes
-from openlora_jax.adapters.pages import CAPACITY_KEYS, pool_capacities
+from openlora_jax.adapters.modules import MODULES, SAVED, VECTORS, page_shapes
+from openlora_jax.adapters.pages import CAPACITY_KEYS, pool_capacities, spared
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import blocks_for
 from openlora_jax.errors import InvalidConfig
@@ -80,6 +80,7 @@ class MemoryPlan:
             pages, blocks = kept.pages, kept.kv_blocks
         else:
             pages, blocks = _counts(engine, sizes, demand, observed, budget)
+        pages = {pool: count for pool, count in pages.items() if count}
         return cls(
             basis=basis,
             weights=sizes.weights,
@@ -179,7 +180,7 @@ def _suffices(kept: Planned, observed: Observed, sizes: Sizes, demand: Demand, b
     if observed.preemptions or observed.evictions or not kept.pages.keys() <= sizes.pages.keys():
         return False
     held = sizes.weights + sizes.sampler + kept.kv_blocks * sizes.block + pool_bytes(kept.pages, sizes.pages)
-    fits = all(count < kept.pages.get(pool, 0) for kind in demand.kinds for pool, count in kind)
+    fits = all(spared(pool) + count <= kept.pages.get(pool, 0) for kind in demand.kinds for pool, count in kind)
     return fits and (budget is None or held + sizes.activations <= budget)
 
 
@@ -207,9 +208,11 @@ def _counts(
 
 
 def _page_bytes(engine: EngineConfig, sizes: Sizes, demand: Demand) -> dict[str, int]:
-    """Of every pool that there is to be: of vector pages where an adapter has some, or the settings ask for them."""
-    vectors = engine.vector_pages is not None or not demand.pages.keys().isdisjoint(VECTORS)
-    return {pool: size for pool, size in sizes.pages.items() if vectors or pool not in VECTORS}
+    """Of every pool that there is to be: of vectors and saved modules where an adapter has one, or the settings ask."""
+    wanted = demand.pages.keys()
+    vectors = VECTORS if engine.vector_pages is not None or not wanted.isdisjoint(VECTORS) else ()
+    saved = SAVED if engine.saved_pages is not None else wanted & set(SAVED)
+    return {pool: size for pool, size in sizes.pages.items() if pool in (*MODULES, *vectors, *saved)}
 
 
 def _as_observed(observed: Observed, room: int, left: int, token: int) -> int:

@@ -79,8 +79,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.install(name, conversion.manifest, conversion.tensors)
     shutil.copytree(DEMO_ADAPTERS / "sql", root / "my-adapter")
     shutil.copytree(DEMO_ADAPTERS / "json", root / "my-newer-adapter")
-    model = read_hf_config(write_hf(root / "my-model", CONFIG, None))
-    write_hf(root / "my-model", CONFIG, hf_tensors(model))
+    # Both sizes are multiples of the group that the README quantises by.
+    sizes = CONFIG | {"hidden_size": 64, "intermediate_size": 128}
+    model = read_hf_config(write_hf(root / "my-model", sizes, None))
+    write_hf(root / "my-model", sizes, hf_tensors(model))
     shapes = linear_shapes(hidden=model.hidden_size, q=model.q_size, kv=model.kv_size, mlp=model.intermediate_size)
     ranks = {"q_proj": 4, "down_proj": 20}
     write_random_adapter(root / "my-model-adapter", shapes, ranks, layers=model.num_layers, size=1.0, seed=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.adapter.base_copies import compare_copies
 from convert.adapter.base_weights import BaseWeights
 from convert.adapter.config import AdapterConfig, read_config
 from convert.adapter.directory import CONFIG, weights_path
@@ -16,6 +17,7 @@ from convert.adapter.initial import opened_initial
 from convert.adapter.layers import Layers, find_layers
 from convert.adapter.stack import Stacked, stack_layers
 from openlora_jax.adapters.artifact import Tensor, artifact_digest
+from openlora_jax.adapters.few_bits import Wish, in_few_bits
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.config import Dtype
@@ -46,6 +48,7 @@ def convert_adapter(
     strict_base: bool = False,
     weights: BaseWeights | None = None,
     initial: Path | None = None,
+    few_bits: Wish | None = None,
 ) -> Conversion:
     """Reads and checks a PEFT LoRA checkpoint against a base model.
 
@@ -54,12 +57,15 @@ def convert_adapter(
         base: of the base model that the adapter is for.
         dtype: of the tensors as stored; scales are folded in float32 first.
         strict_base: refuse an adapter whose configuration names another base model, instead of warning.
-        weights: of the base, which DoRA and trained token rows depend on; nothing else reads them.
+        weights: of the base, which DoRA and trained token rows depend on, and copies in the checkpoint must equal;
+            nothing else reads them.
         initial: the adapter's directory as it was before training, of an initialisation that changed the base (PiSSA,
             OLoRA, CorDA): what counts is the difference.
+        few_bits: what A and B are to be stored in; then `dtype` is its own.
 
     Raises:
-        BadCheckpoint: a file is missing or malformed, tensors do not fit the base or each other, or change nothing.
+        BadCheckpoint: a file is missing or malformed, tensors do not fit the base or each other, or change nothing, or
+            are too large for few bits; a copy of a base weight is not of this base.
         UnsupportedFeature: the adapter is sound, but not what can be served.
         InvalidRequest: an adapter that needs `weights`, without them.
     """
@@ -71,22 +77,40 @@ def convert_adapter(
         file = closing.enter_context(SafetensorsFile(path))
         layers = find_layers(path, file.tensors, config, base.config)
         before = closing.enter_context(opened_initial(initial, layers, base.config)) if initial else None
-        stacked = stack_layers(file, layers, module_shapes(base.config), dtype, weights, before)
+        ignored = layers.ignored
+        if weights is not None:
+            ignored, differing = compare_copies(file, ignored, weights, _is_quantised(base))
+            warnings += differing
+        exact = "float32" if few_bits else dtype
+        stacked = stack_layers(file, layers, module_shapes(base.config), exact, weights, before)
         total = len(file.tensors)
     warnings += [f"the delta of {module} is zero" for module, norm in stacked.norms.items() if norm == 0]
-    manifest = Manifest(base_digest=base.digest, dtype=dtype, modules=stacked.modules, invocation_tokens=invocation)
+    manifest = Manifest(
+        base_digest=base.digest,
+        dtype=exact,
+        modules=stacked.modules,
+        saved=stacked.saved or None,
+        invocation_tokens=invocation,
+    )
+    tensors = stacked.tensors
+    if few_bits:
+        try:
+            manifest, tensors = in_few_bits(manifest, tensors, few_bits)
+        except ValueError as error:
+            raise BadCheckpoint(path, str(error)) from error
     report = {
         "source": str(source),
-        "digest": artifact_digest(manifest, stacked.tensors),
+        "digest": artifact_digest(manifest, tensors),
         "base_digest": base.digest,
-        "dtype": dtype,
+        "dtype": manifest.dtype,
         "bytes": manifest.nbytes,
-        "tensors": {"total": total, "consumed": total - len(layers.ignored), "ignored": layers.ignored},
-        "modules": _module_report(layers, stacked),
+        "tensors": {"total": total, "consumed": total - len(ignored), "ignored": ignored},
+        "modules": _module_report(layers, stacked, manifest),
+        **({"saved": manifest.saved_bytes} if manifest.saved else {}),
         **({"invocation_tokens": invocation} if invocation else {}),
         "warnings": warnings,
     }
-    return Conversion(manifest, stacked.tensors, report)
+    return Conversion(manifest, tensors, report)
 
 
 def _invocation(path: Path, config: AdapterConfig, base: BaseManifest) -> list[int] | None:
@@ -109,9 +133,13 @@ def _base_name_warnings(path: Path, config: AdapterConfig, base: BaseManifest, s
     return [problem]
 
 
-def _module_report(layers: Layers, stacked: Stacked) -> Mapping[str, Any]:
+def _is_quantised(base: BaseManifest) -> bool:
+    return base.config.quantization is not None or _QUANTISED.search(base.source.lower()) is not None
+
+
+def _module_report(layers: Layers, stacked: Stacked, manifest: Manifest) -> Mapping[str, Any]:
     report, rows = {}, {rows.module for rows in layers.rows}
-    for module, size in stacked.modules.items():
+    for module, size in manifest.modules.items():
         ranks = [rank for rank in size.origin.ranks if rank] if size.origin else []
         report[module] = {
             "layers": len(ranks),
@@ -119,6 +147,7 @@ def _module_report(layers: Layers, stacked: Stacked) -> Mapping[str, Any]:
             "pages": size.pages,
             **({"vector": size.vector} if size.vector else {}),
             **({"token_rows": ranks[0]} if module in rows else {}),
+            **(size.bits_report if size.few_bits else {}),
             "delta_norm": float(np.float32(stacked.norms[module])),
         }
     return report

@@ -16,8 +16,7 @@ from openlora_jax.model.stored import parts, specification, weight_bytes
 from openlora_jax.model.weight import Weight
 from openlora_jax.model.weights import weight_table
 from openlora_jax.progress import Progress
-from openlora_jax.quantization.format import Quantization
-from openlora_jax.quantization.matrix import problem
+from openlora_jax.quantization.format import Quantization, problem
 from openlora_jax.quantization.quantize import quantize
 
 ROTARY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -82,7 +81,7 @@ def _blocks(source: TensorSource, name: str, how: Quantization | None, dtype: np
 
 def _refuse_format(source: TensorSource, table: Mapping[str, Weight]) -> None:
     for name, weight in table.items():
-        if weight.quantization and (reason := problem(weight.shape, weight.quantization)):
+        if weight.quantization and (reason := problem(weight.shape[1], weight.quantization)):
             raise UnsupportedFeature(source.path, f"{weight.quantization.format} of {name}: {reason}", "use int8")
 
 

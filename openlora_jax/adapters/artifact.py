@@ -16,21 +16,29 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from openlora_jax.adapters.chunk_file import ChunkFile, FileIdentity, allocate
-from openlora_jax.adapters.manifest import Manifest
-from openlora_jax.config import Dtype
+from openlora_jax.adapters.manifest import ArrayType, Manifest, StoredDtype
 from openlora_jax.digest import content_digest
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.untrusted import JSON_LIMIT, parse_json_object, read_json_object, read_limited
 
 Tensor = np.ndarray[Any, np.dtype[Any]]
 Tensors = Mapping[str, Tensor]
-"""Tensor name -> array, with the names, shapes and dtype that the artifact's `Manifest` states."""
+"""Array name -> array, with the names, shapes and dtypes that the artifact's `Manifest` states; see its `arrays`."""
 
-DTYPES: Mapping[Dtype, np.dtype[Any]] = {
+DTYPES: Mapping[StoredDtype, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype("<f2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
 }
-_ZARR_DTYPES: Mapping[Dtype, str] = {"float32": "<f4", "bfloat16": "bfloat16"}
+_ZARR_DTYPES: Mapping[StoredDtype, str] = {
+    "float32": "<f4",
+    "bfloat16": "bfloat16",
+    "float16": "<f2",
+    "int8": "|i1",
+    "uint8": "|u1",
+}
 MANIFEST = "manifest.json"
 _TENSORS = "tensors"
 CHUNK = "0.0.0.0"
@@ -96,7 +104,7 @@ class Artifact:
 
     Attributes:
         text: the file that the manifest is from.
-        tensors: each lies in memory page by page, `[pages, layers, 16, width]`, as page writes take them.
+        tensors: each lies in memory page by page, `[pages, layers, rows, width]`, as page writes take them.
         files: what was read, by path below the artifact's folder.
     """
 
@@ -121,12 +129,14 @@ def read_artifact(folder: Path) -> Artifact:
     manifest = parse_manifest(path, text)
     with ExitStack() as closing:
         chunks = {
-            name: closing.enter_context(ChunkFile(tensor_folder(folder, name) / CHUNK, shape, DTYPES[manifest.dtype]))
-            for name, shape in manifest.tensor_shapes.items()
+            name: closing.enter_context(ChunkFile(tensor_folder(folder, name) / CHUNK, shape, DTYPES[dtype]))
+            for name, (shape, dtype) in manifest.arrays.items()
         }
         files = {str(chunk.path.relative_to(folder)): chunk.identity for chunk in chunks.values()}
         memory = allocate([chunk.identity.size for chunk in chunks.values()])
         tensors = {name: chunk.read(part) for (name, chunk), part in zip(chunks.items(), memory, strict=True)}
+    if scale := _not_finite(manifest, tensors):
+        raise BadCheckpoint(tensor_folder(folder, scale), "holds a scale that is not finite")
     return Artifact(manifest, text, tensors, {MANIFEST: identity, **files})
 
 
@@ -146,14 +156,13 @@ class ArrayFile(NamedTuple):
 
 def array_files(manifest: Manifest) -> list[ArrayFile]:
     """The files of all arrays."""
-    itemsize = DTYPES[manifest.dtype].itemsize
     return [
         ArrayFile(
             str(tensor_folder(Path(), name) / CHUNK),
-            int(np.prod(shape)) * itemsize,
-            json.dumps({**_zarray(shape, manifest.dtype), "dimension_separator": ".", "fill_value": None}),
+            array.nbytes,
+            json.dumps({**_zarray(array), "dimension_separator": ".", "fill_value": None}),
         )
-        for name, shape in manifest.tensor_shapes.items()
+        for name, array in manifest.arrays.items()
     ]
 
 
@@ -163,29 +172,39 @@ def check_arrays(folder: Path, manifest: Manifest) -> None:
     Raises:
         BadCheckpoint: an array is stored otherwise than as one chunk of plain numbers.
     """
-    for name, shape in manifest.tensor_shapes.items():
+    for name, array in manifest.arrays.items():
         path = tensor_folder(folder, name) / ".zarray"
         stored = read_json_object(path)
-        for key, value in _zarray(shape, manifest.dtype).items():
+        for key, value in _zarray(array).items():
             if stored.get(key) != value:
                 raise BadCheckpoint(path, f"{key} is {str(stored.get(key))[:80]} where orbax stores {value}")
 
 
 def _check(manifest: Manifest, tensors: Tensors) -> None:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if shapes != manifest.tensor_shapes:
-        raise ValueError(f"tensors {shapes} where the manifest states {manifest.tensor_shapes}")
-    if any(tensor.dtype != DTYPES[manifest.dtype] for tensor in tensors.values()):
-        raise ValueError(f"a tensor is not {manifest.dtype}, as the manifest states")
+    stated = {name: array.shape for name, array in manifest.arrays.items()}
+    if shapes != stated:
+        raise ValueError(f"tensors {shapes} where the manifest states {stated}")
+    for name, array in manifest.arrays.items():
+        if tensors[name].dtype != DTYPES[array.dtype]:
+            raise ValueError(f"{name} is not {array.dtype}, as the manifest states")
+    if scale := _not_finite(manifest, tensors):
+        raise ValueError(f"{scale} holds a scale that is not finite")
 
 
-def _zarray(shape: tuple[int, ...], dtype: Dtype) -> dict[str, Any]:
+def _not_finite(manifest: Manifest, tensors: Tensors) -> str | None:
+    """The first array of scales that has NaN or an infinity, which would spread to all that share a step with them."""
+    scales = (name for name in manifest.arrays if name.endswith(".scale"))
+    return next((name for name in scales if not np.isfinite(tensors[name]).all()), None)
+
+
+def _zarray(array: ArrayType) -> dict[str, Any]:
     """What orbax says of an array that it stores as one chunk of plain numbers."""
     return {
         "zarr_format": 2,
-        "shape": list(shape),
-        "chunks": list(shape),
-        "dtype": _ZARR_DTYPES[dtype],
+        "shape": list(array.shape),
+        "chunks": list(array.shape),
+        "dtype": _ZARR_DTYPES[array.dtype],
         "order": "C",
         "compressor": None,
         "filters": None,

@@ -161,4 +161,4 @@ class DiskCache:
 
 def _footprint(manifest: Manifest) -> int:
     """Bytes that an artifact takes on a disk."""
-    return manifest.nbytes + FILE_BYTES * (1 + len(manifest.tensor_shapes))
+    return manifest.nbytes + FILE_BYTES * (1 + len(manifest.arrays))

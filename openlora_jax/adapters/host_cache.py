@@ -4,20 +4,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.greedy_dual import GreedyDual
 from openlora_jax.adapters.traits import PLAIN, Traits
-from openlora_jax.arrays import AnyArray
 
 AdapterTensors = Mapping[str, NDArray[np.generic]]
 """An adapter's arrays, `[layers, pages, rows, width]` each; see `PageShape`."""
 
-StagedPages = Mapping[str, Sequence[AnyArray]]
-"""The same, each array page by page as a write takes them: `[layers, rows, width]`."""
+StagedPages = Mapping[str, Sequence[Any]]
+"""Its tensors, page by page as a write takes them: `[layers, rows, width]`; in few bits, all arrays of a page."""
 
 MAX_LEFT = 1024
 """Adapters that could come back."""
@@ -45,7 +46,7 @@ class HostAdapter:
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "nbytes", sum(page.nbytes for pages in self.pages.values() for page in pages))
+        object.__setattr__(self, "nbytes", sum(part.nbytes for part in jax.tree.leaves([*self.pages.values()])))
 
 
 class HostCache:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from openlora_jax.model.config import ModelConfig
 
@@ -24,9 +25,15 @@ MODULES = (
 VECTORS = tuple(f"{module}.vector" for module in MODULES)
 """The pools of vector pages, of the modules in their order."""
 
-POOLS = (*MODULES, *VECTORS)
-"""Every pool: of a module's rank pages, under its own name, and of its vector pages."""
+Saveable = Literal["embed_tokens", "lm_head"]
+SAVEABLE: tuple[Saveable, ...] = ("embed_tokens", "lm_head")
+"""The modules of which an adapter may have a matrix of its own (`modules_to_save`)."""
 
+SAVED = tuple(f"{module}.saved" for module in SAVEABLE)
+"""The pools of these matrices, of the modules in their order."""
+
+POOLS = (*MODULES, *VECTORS, *SAVED)
+"""Every pool: of a module's rank pages, under its own name, of its vector pages and of its saved ones."""
 
 _PARENTS = {
     "q_proj": "self_attn",
@@ -54,7 +61,8 @@ class PageShape:
 
     Attributes:
         parts: its tensors by name: (rows, width) of each layer. A rank page is `MODULE.A`, 16 by the width in, and
-            `MODULE.B`, 16 by the width out; a vector page `MODULE.vector`, whose rows are a gain, less 1, and a bias.
+            `MODULE.B`, 16 by the width out; a vector page `MODULE.vector`, whose rows are a gain, less 1, and a bias;
+            a saved page `MODULE.saved`, the whole matrix, a row for each token of the vocabulary.
     """
 
     layers: int
@@ -85,6 +93,9 @@ def page_shape(pool: str, module: ModuleShape) -> PageShape:
     """A page of one of the pools of a module of that shape."""
     if pool in VECTORS:
         return PageShape(module.layers, {pool: (2, module.d_out)})
+    if pool in SAVED:
+        embeds = module_of(pool) == "embed_tokens"
+        return PageShape(1, {pool: (module.d_in, module.d_out) if embeds else (module.d_out, module.d_in)})
     return PageShape(module.layers, {f"{pool}.A": (PAGE_RANK, module.d_in), f"{pool}.B": (PAGE_RANK, module.d_out)})
 
 

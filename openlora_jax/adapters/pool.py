@@ -1,7 +1,8 @@
 """The pool: the pages of all resident adapters in device memory, written in place one page at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +10,18 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Float, Integer
 
+from openlora_jax.adapters.few_bits import Pages, gathered, numbers, shape_of
 from openlora_jax.adapters.host_cache import AdapterTensors, StagedPages
 from openlora_jax.adapters.modules import PageShape, page_shapes
 from openlora_jax.adapters.pages import ZERO_PAGE, AdapterPages
 from openlora_jax.model.config import ModelConfig
+from openlora_jax.quantization.matrix import QuantizedMatrix
 
 PoolArrays = dict[str, tuple[Array, ...]]
 """Pool -> the parts of its pages, each `[layers, pages, rows, width]`, in the order of `POOLS`; see `PageShape`."""
 
 SOURCE_DTYPES = (jnp.float32, jnp.bfloat16)
-"""What an artifact may be stored in."""
+"""What an artifact may be stored in, beside few bits."""
 
 
 class AdapterPool:
@@ -38,6 +41,7 @@ class AdapterPool:
         self._shapes = shapes
         self._staging = staging
         self._write = _write_page if staging is None else _write_staged_page
+        self._compiled: set[Any] = set()
         self.arrays = arrays
 
     @classmethod
@@ -76,10 +80,13 @@ class AdapterPool:
 
     def compile(self) -> None:
         """Compiles every page write there is, by zeros over zeros, so that none is compiled between two steps."""
-        for dtype in SOURCE_DTYPES:
-            for pool, shape in self._shapes.items():
+        for pool, shape in self._shapes.items():
+            for dtype in SOURCE_DTYPES:
                 zeros = {name: np.zeros((shape.layers, 1, *each), dtype) for name, each in shape.parts.items()}
                 self.write({pool: (ZERO_PAGE,)}, self.stage({pool: 1}, zeros))
+            if self._staging is not None:  # as numbers are that were made on the device
+                made = tuple(jnp.zeros_like(part[:, 0]) for part in self.arrays[pool])
+                self.arrays[pool] = _write_page(self.arrays[pool], np.int32(ZERO_PAGE), made)
 
     def check(self, counts: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Whether arrays, by name, are those of `counts[pool]` pages. Raises ValueError."""
@@ -100,25 +107,51 @@ class AdapterPool:
         On a device with memory of its own the pages lie in pinned memory, from which it copies them by itself; out of
         ordinary memory the engine thread would have to.
 
+        What has few bits keeps them. The program that makes numbers of them is compiled here, at the first of a kind,
+        so that the engine thread need not.
+
         Raises:
             ValueError: an array is missing, unknown or of another shape or dtype than this base model's pages.
         """
-        self.check(counts, {name: tensor.shape for name, tensor in tensors.items()})
-        for name, tensor in tensors.items():
-            if tensor.dtype not in SOURCE_DTYPES:
+        whole = gathered(tensors)
+        shapes = {name: shape_of(tensor) for name, tensor in whole.items()}
+        self.check(counts, shapes)
+        for name, tensor in whole.items():
+            if isinstance(tensor, np.ndarray) and tensor.dtype not in SOURCE_DTYPES:
                 raise ValueError(f"{name} is {tensor.dtype}; float32 and bfloat16 can be served")
-        staged = {
-            name: [np.ascontiguousarray(tensor[:, page]) for page in range(tensor.shape[1])]
-            for name, tensor in tensors.items()
-        }
-        return staged if self._staging is None else jax.block_until_ready(jax.device_put(staged, self._staging))
+        staged = {name: [_page(tensor, page) for page in range(shapes[name][1])] for name, tensor in whole.items()}
+        if self._staging is not None:
+            staged = jax.block_until_ready(jax.device_put(staged, self._staging))
+        for pool in counts:
+            page = [staged[name][0] for name in self._shapes[pool].parts]
+            kind = tuple((part.shape, str(part.dtype)) for part in jax.tree.leaves(page))
+            if _any_few_bits(page) and kind not in self._compiled:
+                jax.block_until_ready(self._made(pool, page))
+                self._compiled.add(kind)
+        return staged
 
     def write(self, pages: AdapterPages, staged: StagedPages) -> None:
-        """Puts page i of each array into the pool's `pages[pool][i]`, whole, cast to the pool's dtype."""
+        """Puts page i of each tensor into the pool's `pages[pool][i]`, whole, as numbers of the pool's dtype."""
         for pool, ids in pages.items():
             parts = [staged[name] for name in self._shapes[pool].parts]
             for page, *new in zip(ids, *parts, strict=True):
-                self.arrays[pool] = self._write(self.arrays[pool], np.int32(page), tuple(new))
+                if _any_few_bits(new):
+                    self.arrays[pool] = _write_page(self.arrays[pool], np.int32(page), self._made(pool, new))
+                else:
+                    self.arrays[pool] = self._write(self.arrays[pool], np.int32(page), tuple(new))
+
+    def _made(self, pool: str, page: Sequence[Any]) -> tuple[Array, ...]:
+        """A page in numbers of the pool's dtype, on the device."""
+        return tuple(_numbers(part, self.arrays[pool][0].dtype, self._staging is not None) for part in page)
+
+
+def _page(tensor: Pages, page: int) -> Any:
+    """One page of a tensor, in one piece."""
+    return jax.tree.map(lambda part: np.ascontiguousarray(part[:, page]), tensor)
+
+
+def _any_few_bits(page: Sequence[Any]) -> bool:
+    return any(isinstance(part, QuantizedMatrix) for part in page)
 
 
 def _zeros(like: Array) -> Array:
@@ -152,3 +185,12 @@ def _write_staged_page(
     """The same out of pinned memory: the copy to the device is part of the program, in order with the steps."""
     written: tuple[Array, ...] = _write_page(pool, page, jax.device_put(new, jax.memory.Space.Device))
     return written
+
+
+@partial(jax.jit, static_argnames=("dtype", "pinned"))
+def _numbers(page: Any, dtype: jnp.dtype, pinned: bool) -> Float[Array, "Y _ _"]:
+    """Of a tensor's page. Apart from the write, so that it is one program for all modules of a width."""
+    if pinned:  # few bits are copied, and become numbers there
+        page = jax.device_put(page, jax.memory.Space.Device)
+    wide = numbers(page) if isinstance(page, QuantizedMatrix) else page
+    return jnp.asarray(wide).astype(dtype)

@@ -1,12 +1,23 @@
 """Adapters of random numbers: any number of them, each its own, for benchmarks and tests."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from openlora_jax.adapters.artifact import CHUNK, DTYPES, Tensor, Tensors, artifact_digest, read_artifact, tensor_folder
+from openlora_jax.adapters.artifact import (
+    CHUNK,
+    DTYPES,
+    MANIFEST,
+    Tensor,
+    Tensors,
+    artifact_digest,
+    read_artifact,
+    tensor_folder,
+)
+from openlora_jax.adapters.few_bits import Wish, in_few_bits
 from openlora_jax.adapters.manifest import LowRank, Manifest
 from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
 from openlora_jax.adapters.seal import Seal
@@ -61,30 +72,34 @@ def install_synthetic(
     rank: int = 8,
     scale: float = 0.1,
     dtype: Dtype = "float32",
+    few_bits: Wish | None = None,
 ) -> dict[str, str]:
-    """Installs one adapter for every name in `seeds`; returns the digests by name.
+    """Installs one adapter for every name in `seeds`, rounded to `few_bits` if so; returns the digests by name.
 
     Only the first is written as every other adapter is. The rest are copies of its files with other numbers, which are
     not waited for until they are on the disk: 2,000 take seconds instead of minutes.
     """
-    manifest = synthetic_manifest(config, base_digest, modules, rank, dtype)
+    plain = synthetic_manifest(config, base_digest, modules, rank, dtype)
     digests: dict[str, str] = {}
     for name, seed in seeds.items():
         wide = synthetic_tensors(config, modules, rank, seed, scale)
-        tensors = {key: tensor.astype(DTYPES[dtype], copy=False) for key, tensor in wide.items()}
+        manifest, tensors = plain, {key: tensor.astype(DTYPES[dtype], copy=False) for key, tensor in wide.items()}
+        if few_bits:
+            manifest, tensors = in_few_bits(manifest, tensors, few_bits)
         if not digests:
             template = store.folder(store.install(name, manifest, tensors))
         digests[name] = artifact_digest(manifest, tensors)
         with store.changing():  # another process's install deletes what lies half-written in the store
             if not store.folder(digests[name]).exists():
-                _copy(template, store.folder(digests[name]), tensors)
+                _copy(template, store.folder(digests[name]), manifest, tensors)
     store.register(digests)
     return digests
 
 
-def _copy(template: Path, folder: Path, tensors: Tensors) -> None:
+def _copy(template: Path, folder: Path, manifest: Manifest, tensors: Tensors) -> None:
     scratch = folder.with_name(f".{folder.name}")
     shutil.copytree(template, scratch, ignore=shutil.ignore_patterns(CHUNK))
+    (scratch / MANIFEST).write_text(json.dumps(manifest.to_fields()))
     for name, tensor in tensors.items():
         tensor.tofile(tensor_folder(scratch, name) / CHUNK)
     Seal.of(folder.name, read_artifact(scratch)).write(scratch)

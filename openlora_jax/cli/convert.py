@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ from openlora_jax.quantization.format import Groups
 app = typer.Typer(no_args_is_help=True)
 
 Quant = Literal["none", "int8", "int4", "nf4"]
+AdapterQuant = Literal["none", "int8", "int4", "auto"]
 
 
 @app.callback()
@@ -61,7 +63,16 @@ def adapter(
     base: Annotated[Path, typer.Option(help="The converted base model that it is for.", show_default=False)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, install nothing.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Take the name from the adapter that has it.")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="Of the stored tensors.")] = "float32",
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of what is not in few bits.", show_default="float32; with --quant bfloat16")
+    ] = None,
+    quant: Annotated[
+        AdapterQuant, typer.Option(help="Store A and B in few bits; `auto` is int4 where that changes little.")
+    ] = "none",
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="With `--quant auto`: what rounding may change of a matrix.", show_default="0.1"),
+    ] = None,
     strict_base: Annotated[
         bool, typer.Option("--strict-base", help="Refuse an adapter that names another base model.")
     ] = False,
@@ -71,14 +82,19 @@ def adapter(
     ] = None,
 ) -> None:
     """Converts a PEFT LoRA checkpoint, installs it in a store under a name, and prints a JSON report."""
+    if max_error is not None and (quant != "auto" or not 0 <= max_error < inf):
+        raise InvalidRequest("--max-error", "is a finite number from 0 on, for --quant auto")
     from convert.adapter import BaseWeights, convert_adapter
+    from openlora_jax.adapters.few_bits import MOST_ERROR, Wish
     from openlora_jax.adapters.registry import check_name
     from openlora_jax.adapters.store import AdapterStore
     from openlora_jax.model.checkpoint import BaseManifest
 
     check_name(name)
     manifest = BaseManifest.read(base)
-    conversion = convert_adapter(source, manifest, dtype, strict_base, BaseWeights(base, manifest), initial)
+    weights, most = BaseWeights(base, manifest), MOST_ERROR if max_error is None else max_error
+    wish = None if quant == "none" else Wish(quant, most, dtype or "bfloat16")
+    conversion = convert_adapter(source, manifest, dtype or "float32", strict_base, weights, initial, wish)
     if not dry_run:
         AdapterStore.create(store).install(name, conversion.manifest, conversion.tensors, replace)
     elif store.exists() and not replace:

@@ -253,7 +253,7 @@ class Engine:
         now = self._clock()
         self._receive(self._take_arrivals())
         self._end_hopeless(now)
-        if self._idle and (seconds := hold(self._live, self._deadlines.rates, now)):
+        if self._idle and (seconds := hold(self._live, self._scheduler.level, self._deadlines.rates, now)):
             self._pause = seconds
             return False
         schedule = self._scheduler.schedule(now)

@@ -89,12 +89,16 @@ class Scheduler:
         self._policy.arrives(live)
         self._wait(tuple(live.sequences))
 
+    def level(self, live: LiveRequest) -> int:
+        """The class of a request that has not ended, the higher the more urgent."""
+        return self._policy.level(live)
+
     def ahead(self, live: LiveRequest) -> int:
         """Requests that must end before a waiting one can start, if no more come."""
-        level = self._policy.level(live)
+        level = self.level(live)
         if self.room.slots or (self.running and _level(self.running[-1].request) < level):
             return 0
-        before = {party[0].request for party in self.waiting if self._policy.level(party[0].request) >= level}
+        before = {party[0].request for party in self.waiting if self.level(party[0].request) >= level}
         return len(before | {live})
 
     def remove(self, live: LiveRequest) -> None:
@@ -135,7 +139,7 @@ class Scheduler:
         if not self.waiting or self.room.slots:
             return bool(self.waiting)
         if self._highest is None:
-            self._highest = max(self._policy.level(party[0].request) for party in self.waiting)
+            self._highest = max(self.level(party[0].request) for party in self.waiting)
         return self._highest > _level(self.running[-1].request)
 
     def _start_waiting(
@@ -212,10 +216,10 @@ class Scheduler:
 
     def _displaceable(self, live: LiveRequest) -> Iterator[LiveRequest]:
         """Who may have to give way to a request: who waits with pages, then who runs, the last in rank first."""
-        level = self._policy.level(live)
+        level = self.level(live)
         for party in reversed(self.waiting):
             other = party[0].request
-            if other.mixes is not None and not other.num_running and self._policy.level(other) < level:
+            if other.mixes is not None and not other.num_running and self.level(other) < level:
                 yield other
         for other in dict.fromkeys(sequence.request for sequence in reversed(self.running)):
             if _level(other) < level and self._may_start_over(other):
@@ -260,7 +264,7 @@ class Scheduler:
     def _wait(self, party: Party) -> None:
         insort(self.waiting, party, key=_age)
         if self._highest is not None:
-            self._highest = max(self._highest, self._policy.level(party[0].request))
+            self._highest = max(self._highest, self.level(party[0].request))
 
     def _release_forks(self) -> tuple[tuple[int, int], ...]:
         """Samples whose prompt was dispatched go on from its last tile, each in its own copy of that tile's block."""

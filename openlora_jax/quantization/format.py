@@ -10,6 +10,7 @@ from openlora_jax.errors import InvalidRequest
 Format = Literal["int8", "int4", "nf4"]
 Group = Literal[32, 64, 128]
 Groups = Literal["32", "64", "128", "row"]
+PartDtype = Literal["int8", "uint8", "float16", "float32"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +41,29 @@ class Quantization:
 WIDE = Quantization(format="int8", group=32)
 """Of the embedding and the head, whatever the other matrices have: errors of the head go straight into the logits."""
 
+PACKED = 32
+"""Columns that codes of 4 bits are packed together in, as in `pallas_kernels.quantized`."""
+
 GROUPS: dict[Format, Group] = {"int8": 32, "int4": 32, "nf4": 64}
 """Where none is asked for. 32 is that of GGUF's Q8_0, Q4_0 and Q4_1, whose numbers then stay what they are."""
+
+
+def problem(columns: int, how: Quantization) -> str | None:
+    """Why rows of so many columns cannot be stored so; None if they can."""
+    if how.format != "int8" and columns % PACKED:
+        return f"{columns} columns are not a multiple of the {PACKED} that {how.format} packs together"
+    return None
+
+
+def parts(columns: int, how: Quantization) -> dict[str, tuple[int, PartDtype]]:
+    """The arrays of a matrix by name: how many numbers each has for a row of so many columns, and their type."""
+    groups = -(-columns // how.group) if how.group else 1
+    if how.format == "int8":
+        return {"codes": (columns, "int8"), "scale": (groups, "float16")}
+    if how.format == "nf4":
+        return {"codes": (columns // 2, "uint8"), "scale": (groups, "uint8"), "step": (1, "float32")}
+    halves: dict[str, tuple[int, PartDtype]] = {"codes": (columns // 2, "uint8"), "scale": (groups, "float16")}
+    return halves | ({"offset": (groups, how.offsets)} if how.offsets else {})
 
 
 def choose(

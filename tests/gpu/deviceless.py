@@ -43,7 +43,8 @@ def _program(case: Case) -> Step:
         ops = without_adapters(ops)
     if case.variant == "slicing":
         ops = slicing_pools(ops)
-    program = step(case.kind, (WORKLOADS | QUANTISED | KV_INT8)[case.workload].at_depth(case.layers), ops)
+    workload = (WORKLOADS | QUANTISED | KV_INT8)[case.workload].at_depth(case.layers)
+    program = step(case.kind, workload, ops, ensembles=case.variant == "ensembles")
     return program._replace(donated=()) if case.variant == "keeping" else program
 
 

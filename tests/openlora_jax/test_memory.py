@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from openlora_jax import memory
 from openlora_jax.adapters.demand import NONE, UNKNOWN, Demand, Kind
-from openlora_jax.adapters.modules import MODULES, POOLS
+from openlora_jax.adapters.modules import MODULES, VECTORS
 from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.memory import MemoryPlan, device_memory, memory_budget
@@ -176,7 +176,7 @@ def test_vector_pages_are_planned_where_an_adapter_has_some_or_the_settings_ask(
     plain, gains = Demand({(("q_proj", 1),): 1}), Demand({(("q_proj", 1), ("q_proj.vector", 1)): 1})
     assert MemoryPlan.of(SMALL, MODEL, plain).pages.keys() == set(MODULES)
     planned = MemoryPlan.of(SMALL, MODEL, gains)
-    assert planned.pages.keys() == set(POOLS)
+    assert planned.pages.keys() == {*MODULES, *VECTORS}
     assert planned.pages["q_proj.vector"] > 2
     assert planned.pages["up_proj.vector"] == 1
     assert planned.pools["up_proj.vector"] == 4 * 2 * 2 * 48
@@ -184,6 +184,21 @@ def test_vector_pages_are_planned_where_an_adapter_has_some_or_the_settings_ask(
     assert MemoryPlan.of(SMALL, MODEL, gains, observed(planned=kept)).pages == planned.pages
     asked = EngineConfig.of(SMALL.model_dump(include=SMALL.model_fields_set) | {"vector_pages": 5})
     assert MemoryPlan.of(asked, MODEL, plain).pages["up_proj.vector"] == 5
+
+
+def test_pages_of_saved_modules_are_planned_where_an_adapter_has_one_or_the_settings_ask() -> None:
+    plain, headed = Demand({(("q_proj", 1),): 1}), Demand({(("lm_head.saved", 1), ("q_proj", 1)): 1})
+    budget = MemoryPlan.of(SMALL, MODEL, plain).total
+    planned = MemoryPlan.of(SMALL, MODEL, headed, None, budget)
+    assert planned.pages.keys() == {*MODULES, "lm_head.saved"}
+    assert planned.pools["lm_head.saved"] == planned.pages["lm_head.saved"] * 4 * MODEL.vocab_size * MODEL.hidden_size
+    assert planned.total <= budget
+    kept = Planned(basis=planned.basis, pages=MemoryPlan.of(SMALL, MODEL, plain, None, budget).pages, kv_blocks=33)
+    assert MemoryPlan.of(SMALL, MODEL, headed, observed(planned=kept), budget).pages == planned.pages
+    asked = EngineConfig.of(SMALL.model_dump(include=SMALL.model_fields_set) | {"saved_pages": 2})
+    assert MemoryPlan.of(asked, MODEL, plain).pages["embed_tokens.saved"] == 2
+    least = planned.total - sum(planned.pools.values()) - planned.kv
+    assert "lm_head.saved" not in MemoryPlan.of(SMALL, MODEL, headed, None, least + 90_000).pages
 
 
 def test_what_is_too_much_by_now_is_planned_again() -> None:

@@ -8,7 +8,11 @@ from tests.parity.conftest import House
 from tests.parity.goldens import MOVED, Goldens, adapter_directory, base_directory, max_difference
 
 BASE = base_directory("llama")
-KINDS = ("dora", "dora_embed_head", "lora_bias", "lora_bias_head", "alora", "alora_bias", "token_rows", "rank_17")
+KINDS = (
+    *("dora", "dora_embed_head", "lora_bias", "lora_bias_head", "alora", "alora_bias", "token_rows", "rank_17"),
+    *("saved_head", "saved_embed", "saved_both"),
+)
+MIX = {"lora_bias": 0.5, "rank_17": -0.5}
 BOUND = 1e-4
 
 
@@ -20,7 +24,7 @@ def installed(house: House) -> House:
 
 
 def test_scores_of_all_kinds_together_equal_each_alone(installed: House, goldens: Goldens) -> None:
-    llm, adapters = installed.llm(BASE), [*({name: 1.0} for name in KINDS), None]
+    llm, adapters = installed.llm(BASE), [*({name: 1.0} for name in KINDS), MIX, None]
     row = goldens.rows[5]
     count = len(adapters)
     together = llm.score([row.prompt_ids] * count, [row.completion_ids] * count, adapters=adapters)
@@ -58,10 +62,13 @@ def test_an_adapter_that_is_not_invoked_answers_as_the_base_and_shares_its_block
     assert invoked.outputs[0].token_ids != plain.outputs[0].token_ids
 
 
-def test_biases_are_mixed_and_gains_are_not(installed: House, goldens: Goldens) -> None:
+def test_biases_are_mixed_and_gains_and_saved_modules_are_not(installed: House, goldens: Goldens) -> None:
     llm, row = installed.llm(BASE), goldens.rows[2]
     for mix in ({"dora": 0.5}, {"dora": 1.0, "rank_17": 1.0}):
         with pytest.raises(InvalidRequest, match=r"'dora' is a DoRA adapter, whose gain .* is not linear"):
+            llm.score([row.prompt_ids], [row.completion_ids], adapters=mix)
+    for mix in ({"saved_head": 0.5}, {"rank_17": 1.0, "saved_head": 1.0}):
+        with pytest.raises(InvalidRequest, match=r"'saved_head' has modules of its own in the place of the base's"):
             llm.score([row.prompt_ids], [row.completion_ids], adapters=mix)
 
 

@@ -69,7 +69,7 @@ def test_feature(name: str, bases: dict[str, Path], house: House, goldens: Golde
     house.install(adapter.name, adapter, base)
     adapted = score(load_adapter(base, adapter), goldens.rows)
     assert max_difference(house.score(base, goldens.rows), adapted) >= MOVED
-    if not ADAPTERS[name].config.get("use_dora"):
+    if not ADAPTERS[name].is_alone:
         assert max_difference(house.score(base, goldens.rows, {adapter.name: 2.0}), adapted) >= MOVED
     assert max_difference(house.score(base, goldens.rows, {adapter.name: 1.0}), adapted) <= BOUND
 

@@ -48,6 +48,26 @@ def test_an_adapter_is_installed_and_reported(run: Run, tmp_path: Path) -> None:
     assert store.manifest(report["digest"]).dtype == "bfloat16"
 
 
+def test_an_adapter_in_few_bits(run: Run, tmp_path: Path, openlora: RunCli) -> None:
+    report = json.loads(run("--quant", "int4").stdout)
+    module = report["modules"]["q_proj"]
+    assert module["few_bits"]["A"].startswith("int4, error 0.0")
+    assert 0 < module["delta_error"] < 0.1
+    store = AdapterStore(tmp_path / "store")
+    manifest = store.manifest(store.resolve("x"))
+    assert (manifest.dtype, set(manifest.few_bits)) == ("bfloat16", {"q_proj.A", "v_proj.A"})  # B is 24 and 12 wide
+    assert "A int4" in openlora("adapters", "inspect", "x", "--store", store.path).out
+    auto = json.loads(run("--quant", "auto", "--max-error", "0.01", "--dtype", "float32", name="y").stdout)
+    assert auto["dtype"] == "float32"
+    assert "few_bits" not in auto["modules"]["q_proj"]
+
+
+@pytest.mark.parametrize("options", [("--max-error", "0.1"), ("--quant", "auto", "--max-error", "nan")], ids=str)
+def test_an_error_is_for_auto_and_finite(run: Run, options: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest, match="is a finite number from 0 on, for --quant auto"):
+        run(*options)
+
+
 def test_a_base_model_is_converted_and_reported(tmp_path: Path) -> None:
     source = write_hf(tmp_path / "hf", HF_CONFIG, None)
     write_hf(source, HF_CONFIG, hf_tensors(read_hf_config(source), 0))

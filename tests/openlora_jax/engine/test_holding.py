@@ -4,7 +4,9 @@ import pytest
 
 from openlora_jax.engine.deadlines import Deadlines
 from openlora_jax.engine.holding import LEAST, hold
+from openlora_jax.engine.policy import LEVELS
 from openlora_jax.engine.rates import Rates
+from openlora_jax.engine.scheduling_params import Priority, SchedulingParams
 from openlora_jax.engine.sequence import LiveRequest
 from openlora_jax.engine.stream import EventStream
 from tests.openlora_jax.engine.answers import collect
@@ -20,6 +22,10 @@ def rates() -> Rates:
     rates.loaded(LOAD, idle=True)
     rates.loaded(50 * LOAD, idle=False)
     return rates
+
+
+def alike(_: LiveRequest) -> int:
+    return 0
 
 
 @pytest.mark.parametrize(
@@ -42,13 +48,29 @@ def test_it_is_worth_it_while_the_ready_lose_less_than_who_comes_gains(
     now, stream = 100.0, EventStream(lambda: None)
     waiting = [LiveRequest(generate([5]), stream, now, ready=now) for _ in range(ready)]
     waiting += [LiveRequest(generate([5]), stream, now - since) for since in loading_since]
-    assert hold(waiting, rates(), now) == pytest.approx(seconds)
+    assert hold(waiting, alike, rates(), now) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("ready", "loading", "seconds"), [("normal", "low", 0.0), ("normal", "normal", 0.006), ("normal", "high", 0.006)]
+)
+def test_nobody_waits_for_a_lower_class(ready: Priority, loading: Priority, seconds: float) -> None:
+    now, stream = 100.0, EventStream(lambda: None)
+    waiting = [
+        LiveRequest(generate([5], scheduling=SchedulingParams(priority=ready)), stream, now, ready=now),
+        LiveRequest(generate([5], scheduling=SchedulingParams(priority=loading)), stream, now - 0.004),
+    ]
+
+    def level(live: LiveRequest) -> int:
+        return LEVELS[live.request.scheduling.priority]
+
+    assert hold(waiting, level, rates(), now) == pytest.approx(seconds)
 
 
 def test_nothing_is_waited_for_before_anything_was_measured() -> None:
     stream = EventStream(lambda: None)
     waiting = [LiveRequest(generate([5]), stream, 0.0, ready=0.0), LiveRequest(generate([5]), stream, 0.0)]
-    assert hold(waiting, Rates(), 0.0) == 0.0
+    assert hold(waiting, alike, Rates(), 0.0) == 0.0
 
 
 def test_loads_that_end_one_after_the_other_start_together() -> None:
