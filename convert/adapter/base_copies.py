@@ -3,33 +3,19 @@
 peft loads such a copy over the base's weight, so an adapter whose copy is another one would answer otherwise here.
 """
 
-from collections.abc import Iterable, Mapping
-
 import numpy as np
 
 from convert.adapter.base_weights import BaseWeights
-from convert.adapter.keys import BASE_COPIES, BASE_COPY
+from convert.adapter.keys import BASE_COPIES
 from openlora_jax.adapters.factors import F32
 from openlora_jax.errors import BadCheckpoint
-from openlora_jax.model.config import ModelConfig
-from openlora_jax.safetensors_file import SafetensorsFile, TensorInfo
+from openlora_jax.safetensors_file import SafetensorsFile
 
 ROUNDED = 0.01
 """How far apart rows are at most, as a part of their length, that differ by the rounding of 16-bit numbers."""
 QUANTISED = 0.3
 """The same by the rounding of a base to few bits."""
 BLOCK_ELEMENTS = 1 << 22
-
-
-def copy_problems(ignored: Iterable[str], tensors: Mapping[str, TensorInfo], model: ModelConfig) -> list[str]:
-    """What is wrong with the shapes of copies."""
-    expected = (model.vocab_size, model.hidden_size)
-    return [
-        f"tensor {key}: is {list(tensors[key].shape)} where this base has {list(expected)}: the vocabulary was "
-        "resized, or it is an adapter of another base model"
-        for key in ignored
-        if key.endswith(BASE_COPY) and tensors[key].shape != expected
-    ]
 
 
 def compare_copies(
@@ -50,12 +36,12 @@ def compare_copies(
         BadCheckpoint: one differs by more than rounding explains.
     """
     reasons, warnings = dict(ignored), list[str]()
-    for key in ignored.keys() & BASE_COPIES.keys():
+    for key in filter(BASE_COPIES.__contains__, ignored):
         distance = _distance(file, key, base.product(BASE_COPIES[key], 0))
         if distance <= ROUNDED:
             reasons[key] = "a copy of the base's own weight, equal to it"
             continue
-        by = f"a row of {key} differs from this base's by {distance:.0%} of its length"
+        by = f"a row of {key} differs from this base's by {distance:.0%} of a row's length"
         if not quantised or not distance <= QUANTISED:
             raise BadCheckpoint(
                 file.path,

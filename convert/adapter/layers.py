@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.adapter.base_copies import copy_problems
 from convert.adapter.config import AdapterConfig
-from convert.adapter.keys import Part, Target, foreign_feature, ignored_reason, parts, targets
+from convert.adapter.keys import BASE_COPIES, Part, Target, foreign_feature, ignored_reason, parts, targets
 from convert.adapter.patterns import Pattern
-from convert.adapter.saved import Saved, find_saved, saved_problems
+from convert.adapter.saved import Saved, find_saved, saved_keys, saved_problems
 from convert.adapter.token_rows import TokenRows, find_rows, row_keys, row_problems
 from openlora_jax.adapters.manifest import VectorKind
 from openlora_jax.adapters.modules import module_shapes
@@ -83,18 +82,12 @@ def find_layers(path: Path, tensors: Mapping[str, TensorInfo], config: AdapterCo
     scales = _Scales(path, config)
     embedding = next((target for target in by_target if target.module == "embed_tokens"), None)
     tied = embedding if config.ensure_weight_tying and model.tie_word_embeddings else None
-    layers, problems = [], copy_problems(ignored, tensors, model)
+    layers, problems = [], _whole_problems(ignored, saved, tensors, model)
     rows = find_rows(tensors, config, model)
     if config.trainable_token_indices and not rows:
         problems.append("trainable_token_indices: there is no tensor with the rows")
     problems += _row_problems(rows, by_target, tensors, model)
-    problems += saved_problems(saved, tensors, model)
-    changed = {target.module for target in by_target} | {each.module for each in rows}
-    problems += [
-        f"modules_to_save: {module} is saved whole, and has LoRA or trained rows too; train it with one of the two"
-        for module in saved
-        if module in changed
-    ]
+    problems += saved_problems(saved, [*(target.module for target in by_target), *(each.module for each in rows)])
     for target, found in by_target.items():
         if missing := [end for end, part in parts(target.module, config).items() if part not in found]:
             key, ends = next(iter(found.values())), " and ".join(end.removesuffix(".weight")[1:] for end in missing)
@@ -121,7 +114,7 @@ def _sort(
 ) -> tuple[dict[Target, dict[Part, str]], dict[str, str]]:
     expected = targets(model, config)
     found: dict[Target, dict[Part, str]] = {}
-    elsewhere = {key for keys in saved.values() for key in keys}  # see `find_saved`, `find_rows`
+    elsewhere = set(saved_keys(saved))  # see `find_saved`, `find_rows`
     elsewhere.update(row_keys().values() if config.trainable_token_indices else ())
     ignored, unknown = {}, []
     for key in tensors:
@@ -196,6 +189,19 @@ def _row_problems(
         if rows.module in targeted
     ]
     return [*problems, *(problem for rows in found for problem in row_problems(rows, tensors, model))]
+
+
+def _whole_problems(
+    ignored: Iterable[str], saved: Saved, tensors: Mapping[str, TensorInfo], model: ModelConfig
+) -> list[str]:
+    """What is wrong with the shapes of embeddings and heads that are in the file whole."""
+    expected = (model.vocab_size, model.hidden_size)
+    return [
+        f"tensor {key}: is {list(tensors[key].shape)} where this base has {list(expected)}: the vocabulary was "
+        "resized, or it is an adapter of another base model"
+        for key in (*filter(BASE_COPIES.__contains__, ignored), *saved_keys(saved))
+        if tensors[key].shape != expected
+    ]
 
 
 def _tied_head(embedding: Layer, scales: _Scales) -> Layer:

@@ -4,7 +4,7 @@ As in PEFT, each takes the place of one module: of a tied base, a saved embeddin
 and the other way round, unless `ensure_weight_tying` says that they are the same.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from convert.adapter.config import AdapterConfig
 from convert.adapter.keys import PREFIX
@@ -25,18 +25,18 @@ def find_saved(tensors: Mapping[str, TensorInfo], config: AdapterConfig, model: 
     return {module: (_key(module),) if _key(module) in tensors else () for module in SAVEABLE if module in named}
 
 
-def saved_problems(saved: Saved, tensors: Mapping[str, TensorInfo], model: ModelConfig) -> Iterable[str]:
-    """What is wrong with the tensors of saved modules."""
-    expected = (model.vocab_size, model.hidden_size)
+def saved_keys(saved: Saved) -> Iterable[str]:
+    """Their tensors, each once."""
+    return dict.fromkeys(key for keys in saved.values() for key in keys)
+
+
+def saved_problems(saved: Saved, changed: Collection[str]) -> Iterable[str]:
+    """What cannot be, of modules that are saved and those that are `changed` by LoRA or trained rows."""
     for module, keys in saved.items():
         if not keys:
             yield f"modules_to_save: there is no tensor of {module}"
-    for key in dict.fromkeys(key for keys in saved.values() for key in keys):
-        if tensors[key].shape != expected:
-            yield (
-                f"tensor {key}: is {list(tensors[key].shape)} where this base has {list(expected)}: the vocabulary was "
-                "resized, or it is an adapter of another base model"
-            )
+        if module in changed:
+            yield f"modules_to_save: {module} is saved whole, and has LoRA or trained rows too; train one of the two"
 
 
 def _key(module: str) -> str:

@@ -71,8 +71,8 @@ def stack_layers(
         stacker.add(module, shapes[module], list(group))
     for rows in found.rows:
         stacker.add_rows(rows, shapes[rows.module])
-    for saved, keys in found.saved.items():
-        stacker.add_saved(saved, keys)
+    for saveable, keys in found.saved.items():
+        stacker.add_saved(saveable, keys)
     if stacker.problems:
         raise BadCheckpoint(file.path, *stacker.problems)
     stacked = stacker.stacked

@@ -35,7 +35,8 @@ class Traits:
         """The position from which it acts on a prompt and on what is generated after it; None if it never does.
 
         That is, as in PEFT, where its invocation tokens begin for the last time in the prompt. Those that are generated
-        change nothing.
+        change nothing, and so those in a completion that is scored: it has the probability with which it is generated.
+        (PEFT's forward pass alone looks at all that it is given, and lets a token's score depend on what follows it.)
         """
         if not self.invocation:
             return 0

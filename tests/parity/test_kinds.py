@@ -5,7 +5,7 @@ import pytest
 from openlora_jax import SamplingParams
 from openlora_jax.errors import InvalidRequest
 from tests.parity.conftest import House
-from tests.parity.goldens import MOVED, Goldens, adapter_directory, base_directory, max_difference
+from tests.parity.goldens import MOVED, Goldens, Row, adapter_directory, base_directory, max_difference
 
 BASE = base_directory("llama")
 KINDS = (
@@ -42,7 +42,7 @@ def test_generation_of_all_kinds_together_equals_each_alone(installed: House, go
     for answer, name in zip(together, KINDS, strict=True):
         [alone] = llm.generate([row.prompt_ids], params, name)
         assert answer.outputs[0].token_ids == alone.outputs[0].token_ids
-        scored = installed.score(BASE, (type(row)(row.prompt_ids, answer.outputs[0].token_ids),), {name: 1.0})
+        scored = installed.score(BASE, (Row(row.prompt_ids, answer.outputs[0].token_ids),), {name: 1.0})
         generated = [[token.logprob for token in answer.outputs[0].logprobs]]
         assert max_difference(generated, scored) <= BOUND
 
@@ -60,6 +60,19 @@ def test_an_adapter_that_is_not_invoked_answers_as_the_base_and_shares_its_block
     [invoked] = llm.generate([(*prompt, 239, 1)], params, "alora")
     assert llm.engine.stats.cached_tokens - before == 2 * 96
     assert invoked.outputs[0].token_ids != plain.outputs[0].token_ids
+
+
+def test_an_invocation_in_a_completion_changes_no_score_before_or_after_it(installed: House, goldens: Goldens) -> None:
+    """As it would change nothing had it been generated; the probability of a token depends on none that follows."""
+    invoked, row = goldens.rows[5], goldens.rows[6]
+    plain = Row(row.prompt_ids[21:117], (7, 239, 1, 5))
+    twice = Row(invoked.prompt_ids, (*invoked.completion_ids, 239, 7))
+    [scored] = installed.score(BASE, (twice,), {"alora": 1.0})
+    [first] = installed.score(BASE, (invoked,), {"alora": 1.0})
+    assert max_difference([scored[: len(first)]], [first]) <= BOUND
+    assert max_difference(installed.score(BASE, (plain,), {"alora": 1.0}), installed.score(BASE, (plain,))) <= BOUND
+    again = Row((*twice.prompt_ids, *twice.completion_ids[:-1]), twice.completion_ids[-1:])
+    assert max_difference(installed.score(BASE, (again,), {"alora": 1.0}), [scored[-1:]]) >= MOVED / 10
 
 
 def test_biases_are_mixed_and_gains_and_saved_modules_are_not(installed: House, goldens: Goldens) -> None:

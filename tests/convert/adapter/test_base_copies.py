@@ -45,7 +45,7 @@ def test_another_one_is_refused(save: Save, tmp_path: Path, copy: Array) -> None
 def test_of_a_base_that_was_quantised_it_may_be_the_one_before(save: Save, tmp_path: Path) -> None:
     found = convert(save, tmp_path / "base", FINE_TUNED, "tiny.Q4_1.gguf")
     assert found.report["tensors"]["ignored"] == {KEY: "a copy of the base's own weight before it was quantised"}
-    assert "of its length, as this base was quantised" in found.report["warnings"][0]
+    assert "of a row's length, as this base was quantised" in found.report["warnings"][0]
     with pytest.raises(BadCheckpoint, match="peft would load it"):
         convert(save, tmp_path / "other", ONE_ROW, "tiny.Q4_1.gguf")
 
