@@ -21,8 +21,10 @@ from pallas_kernels.triton_call import triton_call
 
 Ref = Any
 
-ROWS, COLUMNS = 16, 512
-"""What a program holds at most: 64 numbers a thread."""
+ROWS, COLUMNS = 16, 2048
+"""What a program holds at most of y; with one row, fewer columns would be little beside the list."""
+NUMBERS = 8192
+"""The most of both together: 64 a thread."""
 
 
 class _Listed(NamedTuple):
@@ -35,11 +37,13 @@ class _Listed(NamedTuple):
 
 
 class _Share(NamedTuple):
-    """What a program owns of y: which rows, and which columns of a module that itself begins at `column`."""
+    """What a program owns of y: `rows`, and `columns` of a module that itself begins at `column`."""
 
     owner: Array
     span: Array
     column: int
+    rows: int
+    columns: int
 
 
 def affine(
@@ -60,21 +64,23 @@ def affine(
     """
     check_affine(y, pools, layer, work, modules)
     widths = [pool.shape[3] for pool in pools]
-    spans = [pl.cdiv(width, COLUMNS) for width in widths]
+    rows = min(y.shape[1], ROWS)
+    columns = min(COLUMNS, NUMBERS // rows)
+    spans = [pl.cdiv(width, columns) for width in widths]
 
     def affine_kernel(layer_ref: Ref, start_ref: Ref, page_ref: Ref, scale_ref: Ref, *refs: Ref) -> None:
         owner = pl.program_id(0)
         for place, module in enumerate(modules):
             span = pl.program_id(1) - sum(spans[:place])
             listed = _Listed(start_ref, page_ref, scale_ref, module)
-            share = _Share(owner, span, sum(widths[:place]))
+            share = _Share(owner, span, sum(widths[:place]), rows, columns)
             part = functools.partial(_change, listed, refs[place], layer_ref[0], refs[-1], share)
             pl.when((span >= 0) & (span < spans[place]))(part)
 
     call = triton_call(
         affine_kernel,
         ShapeDtypeStruct(y.shape, y.dtype),
-        grid=(y.shape[0] * y.shape[1] // min(y.shape[1], ROWS), sum(spans)),
+        grid=(y.shape[0] * y.shape[1] // rows, sum(spans)),
         warps=4,
         stages=2,
         input_output_aliases={4 + len(pools): 0},
@@ -88,11 +94,10 @@ def affine(
 def _change(listed: _Listed, pool_ref: Ref, layer: Array, y_ref: Ref, share: _Share) -> None:
     """One module's part of a program."""
     (pages, width), tokens = (pool_ref.shape[1], pool_ref.shape[3]), y_ref.shape[1]
-    held = min(tokens, ROWS)
-    shares = jnp.int32(tokens // held)
+    shares = jnp.int32(tokens // share.rows)
     tile = lax.div(share.owner, shares)
-    row = lax.rem(share.owner, shares) * held + jnp.arange(held, dtype=jnp.int32)
-    inner = share.span * COLUMNS + jnp.arange(COLUMNS, dtype=jnp.int32)
+    row = lax.rem(share.owner, shares) * share.rows + jnp.arange(share.rows, dtype=jnp.int32)
+    inner = share.span * share.columns + jnp.arange(share.columns, dtype=jnp.int32)
     inside = inner < width
     first = jnp.maximum(listed.start[listed.module, tile], 0)
     end = jnp.minimum(listed.start[listed.module, tile + 1], listed.page.shape[1])

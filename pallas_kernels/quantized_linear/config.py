@@ -47,4 +47,4 @@ def quantized_linear_config(rows: int, outs: int) -> QuantizedLinearConfig:
     taken = WIDEST
     while taken > LEAST_SIZE and pl.cdiv(rows, mine) * pl.cdiv(outs, taken) < MIN_PROGRAMS:
         taken //= 2
-    return QuantizedLinearConfig(rows=mine, outs=taken, block=BLOCK, warps=4, stages=STAGES)
+    return QuantizedLinearConfig(rows=mine, outs=taken, block=BLOCK, warps=taken // LEAST_SIZE, stages=STAGES)

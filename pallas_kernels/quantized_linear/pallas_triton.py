@@ -2,7 +2,7 @@
 
 A program owns rows of x and rows of W and computes their part of y transposed, W x^T: what is made in registers is the
 left operand, which tensor cores can take from there. Of codes of 4 bits the low halves of a block of bytes are one
-product and the high halves another, whose columns of x lie 16 further on.
+product and the high halves another, whose columns of x lie 16 further on. Scales are loaded once for each group.
 """
 
 from collections.abc import Iterator
@@ -56,16 +56,25 @@ def _product(x: Float[Array, "N I"], weight: QuantizedMatrix, interpret: bool) -
         row_inside, out_inside = row < x_ref.shape[0], out < outs
 
         def add_block(turn: Array, sums: Float32[Array, "O N"]) -> Float32[Array, "O N"]:
-            byte = turn * config.block + jnp.arange(config.block, dtype=jnp.int32)
-            for column, numbers in _numbers(_Block(weight, parts, out, out_inside, byte)):
+            block = _Block(weight, parts, out, out_inside, turn * config.block, config.block)
+            scale, offset = _scale(block), _offset(block)
+            for column, codes in _codes(block):
                 mask = row_inside[:, None] & (column < columns)[None, :]
                 x = plgpu.load(x_ref.at[row[:, None], column[None, :]], mask=mask, other=0)
-                sums += _dot(numbers.astype(x.dtype), x.T)
+                if scale.ndim == 2 or config.rows >= config.block:
+                    sums += _dot(_scaled(codes, scale, offset).astype(x.dtype), x.T)
+                    continue
+                # Of one group there is less to scale behind the product than in front of it.
+                sums += scale[:, None] * _dot(codes.astype(x.dtype), x.T)
+                if offset is not None:
+                    sums += offset[:, None] * jnp.sum(x.astype(jnp.float32), axis=1)[None, :]
             return sums
 
         turns = pl.cdiv(weight.codes.shape[1], config.block)
         zeros = jnp.zeros((config.outs, config.rows), jnp.float32)
         sums = lax.fori_loop(jnp.int32(0), jnp.int32(turns), add_block, zeros)
+        if isinstance(weight, Nf4Matrix):
+            sums *= plgpu.load(parts[2].at[out], mask=out_inside, other=0.0)[:, None]
         mask = out_inside[:, None] & row_inside[None, :]
         plgpu.store(y_ref.at[row[None, :], out[:, None]], sums.astype(y_ref.dtype), mask=mask)
 
@@ -91,40 +100,67 @@ class _Block(NamedTuple):
     parts: list[Ref]
     out: Int[Array, "O"]
     out_inside: Bool[Array, "O"]
-    byte: Int[Array, "C"]
+    first: Int[Array, ""]
+    bytes_taken: int
 
 
-def _numbers(block: _Block) -> Iterator[tuple[Int[Array, "C"], Float32[Array, "O C"]]]:
-    """What the codes stand for, and the columns that they are of. Past the last byte they are finite, and mean nothing.
-
-    A block of 32 columns is never of two groups.
-    """
-    codes = _load(block, 0, block.byte, block.weight.codes.shape[1])
+def _codes(block: _Block) -> Iterator[tuple[Int[Array, "C"], Float32[Array, "O C"]]]:
+    """What is to be scaled, and the columns that it is of. Past the last byte it is finite, and means nothing."""
+    byte = block.first + jnp.arange(block.bytes_taken, dtype=jnp.int32)
+    codes = _load(block, 0, byte)
     if isinstance(block.weight, Int8Matrix):
-        yield block.byte, codes.astype(jnp.float32) * _per_group(block, 1, block.byte)
+        yield byte, codes.astype(jnp.float32)
         return
-    low = BLOCK * lax.div(block.byte, jnp.int32(HALF)) + lax.rem(block.byte, jnp.int32(HALF))
-    scale = _per_group(block, 1, low)
-    if isinstance(block.weight, Nf4Matrix):
-        step = plgpu.load(block.parts[2].at[block.out], mask=block.out_inside, other=0.0)
-        scale = step[:, None] * (scale * scale)
-    offset = -8 * scale
-    if isinstance(block.weight, Int4Matrix) and block.weight.offset is not None:
-        offset = _per_group(block, 2, low)
+    low = BLOCK * lax.div(byte, jnp.int32(HALF)) + lax.rem(byte, jnp.int32(HALF))
     for column, half in ((low, codes & 15), (low + HALF, codes >> 4)):
         if isinstance(block.weight, Nf4Matrix):
-            yield column, scale * plgpu.load(block.parts[-1].at[half.astype(jnp.int32)])
+            yield column, plgpu.load(block.parts[-1].at[half.astype(jnp.int32)])
         else:
-            yield column, scale * half.astype(jnp.float32) + offset
+            yield column, half.astype(jnp.float32) - (8 if block.weight.offset is None else 0)
 
 
-def _per_group(block: _Block, part: int, column: Int[Array, "C"]) -> Float32[Array, "O C"]:
-    group = jnp.int32(group_of(block.weight))
-    return _load(block, part, lax.div(column, group), block.parts[part].shape[1]).astype(jnp.float32)
+def _scale(block: _Block) -> Float32[Array, "O *G"]:
+    """But for what nf4 has once a row."""
+    scale = _per_group(block, 1)
+    return scale * scale if isinstance(block.weight, Nf4Matrix) else scale
 
 
-def _load(block: _Block, part: int, column: Int[Array, "C"], columns: int) -> Array:
-    mask = block.out_inside[:, None] & (column < columns)[None, :]
+def _offset(block: _Block) -> Float32[Array, "O *G"] | None:
+    offsets = isinstance(block.weight, Int4Matrix) and block.weight.offset is not None
+    return _per_group(block, 2) if offsets else None
+
+
+def _per_group(block: _Block, part: int) -> Float32[Array, "O *G"]:
+    """One number a row; and of each group, where the bytes are of several.
+
+    Codes of 4 bits are packed within their group, so that it is a run of bytes there too.
+    """
+    size = group_of(block.weight) * block.weight.codes.shape[1] // shape_of(block.weight)[1]
+    group = lax.div(block.first, jnp.int32(size))
+    if block.parts[part].shape[1] > 1 and block.bytes_taken > size:
+        group += jnp.arange(block.bytes_taken // size, dtype=jnp.int32)
+        return _load(block, part, group).astype(jnp.float32)
+    each = plgpu.load(block.parts[part].at[block.out, group], mask=block.out_inside, other=0)
+    return each.astype(jnp.float32)
+
+
+def _scaled(
+    codes: Float32[Array, "O C"], scale: Float32[Array, "O *G"], offset: Float32[Array, "O *G"] | None
+) -> Float32[Array, "O C"]:
+    """What codes stand for."""
+
+    def spread(each: Float32[Array, "O *G"]) -> Float32[Array, "O _"]:
+        if each.ndim == 1:
+            return each[:, None]
+        shape = (*each.shape, codes.shape[1] // each.shape[1])
+        return jnp.broadcast_to(each[:, :, None], shape).reshape(codes.shape)
+
+    numbers = spread(scale) * codes
+    return numbers if offset is None else numbers + spread(offset)
+
+
+def _load(block: _Block, part: int, column: Int[Array, "C"]) -> Array:
+    mask = block.out_inside[:, None] & (column < block.parts[part].shape[1])[None, :]
     loaded: Array = plgpu.load(block.parts[part].at[block.out[:, None], column[None, :]], mask=mask, other=0)
     return loaded
 

@@ -4,13 +4,20 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.gpu.cases import CHIPS, KINDS, Case, Kind, Variant, compiled
+from tests.gpu.cases import CHIPS, KINDS, Case, Kind, Variant, compiled, compiled_alone
+from tests.gpu.facts import Kernel
 
 Figures = Mapping[str, int | str]
 """Name -> how much of it, or of which kind it is."""
 
 FILE = Path(__file__).with_name("budget.json")
 WORKLOAD = "llama-3.1-8b"
+INT4 = "llama-3.1-8b int4"
+STEPS: tuple[tuple[str, Kind, str], ...] = (
+    *((chip, kind, WORKLOAD) for chip in CHIPS for kind in KINDS),
+    *(("h100", kind, INT4) for kind in KINDS),
+)
+"""Chip, step and workload. A quantised base differs in its products, which are compiled alone for every chip."""
 DEPTHS = SHALLOW, DEEP = 2, 4
 """Layers; the difference of the two programs is what two layers cost."""
 TOLERANCE = 0.05
@@ -19,20 +26,46 @@ spilled bytes may not be more at all."""
 
 
 def main() -> None:
-    budget = {f"{chip} {kind}": figures(chip, kind) for chip in CHIPS for kind in KINDS}
+    budget = {_name(*step): figures(*step) for step in STEPS}
+    budget |= {f"{chip} alone": of_alone(chip) for chip in CHIPS}
     FILE.write_text(json.dumps(budget, indent=2) + "\n")
 
 
-def read(chip: str, kind: Kind) -> Figures:
-    """What is allowed."""
-    budget: Figures = json.loads(FILE.read_text())[f"{chip} {kind}"]
+def read(chip: str, kind: Kind, workload: str = WORKLOAD) -> Figures:
+    """What a step is allowed."""
+    return _read(_name(chip, kind, workload))
+
+
+def read_alone(chip: str) -> Figures:
+    """What kernels that only some models or adapters need are allowed."""
+    return _read(f"{chip} alone")
+
+
+def _name(chip: str, kind: Kind, workload: str) -> str:
+    return f"{chip} {kind}{workload.removeprefix(WORKLOAD)}"
+
+
+def _read(name: str) -> Figures:
+    budget: Figures = json.loads(FILE.read_text())[name]
     return budget
 
 
-def figures(chip: str, kind: Kind) -> Figures:
+def figures(chip: str, kind: Kind, workload: str = WORKLOAD) -> Figures:
     """What is so: the program's launches and memory, then what each of its kernels takes."""
-    found: dict[str, int | str] = {**_of_layers(chip, kind), **(of_adapters(chip) if kind == "decode" else {})}
-    for name, kernel in compiled(Case(chip, kind, WORKLOAD, DEEP)).kernels.items():
+    found: dict[str, int | str] = dict(_of_layers(chip, kind, workload))
+    if (kind, workload) == ("decode", WORKLOAD):
+        found |= of_adapters(chip)
+    return found | _of_kernels(compiled(Case(chip, kind, workload, DEEP)).kernels)
+
+
+def of_alone(chip: str) -> Figures:
+    """What kernels take that only some models or adapters need."""
+    return _of_kernels(compiled_alone(chip))
+
+
+def _of_kernels(kernels: Mapping[str, Kernel]) -> dict[str, int | str]:
+    found: dict[str, int | str] = {}
+    for name, kernel in kernels.items():
         found |= {
             f"{name}: registers": kernel.registers,
             f"{name}: bytes spilled": kernel.spilled,
@@ -44,13 +77,13 @@ def figures(chip: str, kind: Kind) -> Figures:
 
 def of_adapters(chip: str, variant: Variant = "whole") -> dict[str, int]:
     """What a decode step has for its adapters: the difference to the base model's."""
-    step, base = _of_layers(chip, "decode", variant), _of_layers(chip, "decode", "base")
+    step, base = _of_layers(chip, "decode", WORKLOAD, variant), _of_layers(chip, "decode", WORKLOAD, "base")
     return {f"adapters: {name}": step[name] - base[name] for name in step}
 
 
-def _of_layers(chip: str, kind: Kind, variant: Variant = "whole") -> dict[str, int]:
+def _of_layers(chip: str, kind: Kind, workload: str, variant: Variant = "whole") -> dict[str, int]:
     """A step's launches and temporary bytes: of each layer, rounded up, and of all else."""
-    shallow, deep = (compiled(Case(chip, kind, WORKLOAD, layers, variant)) for layers in DEPTHS)
+    shallow, deep = (compiled(Case(chip, kind, workload, layers, variant)) for layers in DEPTHS)
     launches = -(-(deep.launches - shallow.launches) // (DEEP - SHALLOW))
     temporary = -(-(deep.temporary - shallow.temporary) // (DEEP - SHALLOW))
     return {

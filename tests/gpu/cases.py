@@ -67,7 +67,21 @@ def compiled_vast(chip: str) -> dict[str, Kernel]:
     Raises:
         CompileFailed: with the end of what the child wrote.
     """
-    return {name: Kernel(**kernel) for name, kernel in _written_by("tests.gpu.vast", chip).items()}
+    return _kernels_by("tests.gpu.vast", chip)
+
+
+@functools.cache
+def compiled_alone(chip: str) -> dict[str, Kernel]:
+    """Kernels that only some models or adapters need: by op, and the format or the step.
+
+    Raises:
+        CompileFailed: with the end of what the child wrote.
+    """
+    return _kernels_by("tests.gpu.alone", chip)
+
+
+def _kernels_by(module: str, chip: str) -> dict[str, Kernel]:
+    return {name: Kernel(**kernel) for name, kernel in _written_by(module, chip).items()}
 
 
 def _written_by(module: str, *arguments: str) -> dict[str, Any]:

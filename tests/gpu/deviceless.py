@@ -20,7 +20,15 @@ from tests.gpu.steps import DONATED, Step, slicing_pools, step, without_adapters
 from tests.gpu.workloads import KV_INT8, QUANTISED, SAVED, WORKLOADS
 
 TARGETS = Path(__file__).parent / "targets"
-HLO_TYPES = {"bfloat16": "bf16", "float32": "f32", "int8": "s8", "int32": "s32", "bool": "pred"}
+HLO_TYPES = {
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "float32": "f32",
+    "int8": "s8",
+    "int32": "s32",
+    "uint8": "u8",
+    "bool": "pred",
+}
 
 
 def main() -> None:
@@ -67,8 +75,8 @@ def compile_for(chip: str, program: Step, dump: Path) -> tuple[Lowered, Compiled
 
 def _facts(program: Step, lowered: Lowered, executable: Compiled, dump: Path) -> Facts:
     memory: Any = executable.memory_analysis()
-    state = jax.tree.leaves([program.operands[name] for name in (*DONATED, "pools")])
-    shapes = {f"{HLO_TYPES[leaf.dtype.name]}[{','.join(map(str, leaf.shape))}]" for leaf in state}
+    kept = jax.tree.leaves([program.operands[name] for name in (*DONATED, "pools", "parameters")])
+    shapes = {f"{HLO_TYPES[leaf.dtype.name]}[{','.join(map(str, leaf.shape))}]" for leaf in kept}
     return Facts(
         launches=len(launches(dump)),
         temporary=memory.temp_size_in_bytes,

@@ -44,7 +44,7 @@ class Facts:
         aliased: results that are written over operands.
         donated: operands that may be written over.
         pools: the adapters' pages.
-        copied: shapes among KV, sampler state and pools that some instruction copies.
+        copied: shapes among KV, sampler state, pools and weights that some instruction copies.
         kernels: by name.
     """
 

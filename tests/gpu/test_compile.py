@@ -12,6 +12,7 @@ from tests.gpu.cases import (
     CompileFailed,
     Kind,
     compiled,
+    compiled_alone,
     compiled_vast,
     reason_to_skip,
 )
@@ -62,6 +63,14 @@ def test_no_lora_kernel_spills_on_pools_past_4_gib(chip: str) -> None:
     assert {name: kernel.spilled for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
     assert {"lora_kernel", "embedding_lora_kernel"} <= kernels.keys()
     assert ("lora_mosaic_kernel" in kernels) is (chip in MOSAIC_CHIPS)
+
+
+@on_each_chip
+def test_kernels_that_only_some_need_stay_within_their_budget(chip: str) -> None:
+    kernels = compiled_alone(chip)
+    assert budget.breaches(budget.of_alone(chip), budget.read_alone(chip)) == []
+    assert {name: kernel.spilled for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
+    assert {name for name, kernel in kernels.items() if kernel.mma == "none"} == {f"affine {kind}" for kind in KINDS}
 
 
 @on_each_chip

@@ -4,8 +4,9 @@ import pytest
 
 from openlora_jax.model.stored import weight_bytes
 from pallas_kernels.registry import implementations
-from tests.gpu.budget import DEEP, SHALLOW
-from tests.gpu.cases import CHIPS, KINDS, Case, Kind, compiled, reason_to_skip
+from tests.gpu import budget
+from tests.gpu.budget import DEEP, INT4, SHALLOW, STEPS
+from tests.gpu.cases import KINDS, Case, Kind, compiled, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
 from tests.gpu.workloads import LLAMA_8B, QUANTISED
@@ -14,9 +15,7 @@ MATRICES = 4
 """Of a layer: q/k/v, o, gate/up, down."""
 
 each_workload = pytest.mark.parametrize("workload", QUANTISED)
-INT4 = "llama-3.1-8b int4"
-COMPILED = [*((chip, INT4) for chip in CHIPS), *(("h100", workload) for workload in QUANTISED if workload != INT4)]
-"""A compile takes half a minute: one format for every chip, every format for one."""
+each_step = pytest.mark.parametrize(("chip", "kind"), [(chip, kind) for chip, kind, of in STEPS if of == INT4])
 compiles = pytest.mark.gpu_compile
 needs_compiler = pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip()))
 
@@ -40,11 +39,19 @@ def test_the_parameters_are_what_the_plan_counts(workload: str) -> None:
 
 @compiles
 @needs_compiler
-@pytest.mark.parametrize(("chip", "workload"), COMPILED)
-def test_the_kernel_keeps_to_registers_and_tensor_cores(chip: str, workload: str) -> None:
-    kernel = compiled(Case(chip, "decode", workload, SHALLOW)).kernels["quantized_linear_kernel"]
-    assert kernel.spilled == 0
-    assert kernel.mma != "none"
+@each_step
+def test_a_step_stays_within_its_budget(chip: str, kind: Kind) -> None:
+    assert budget.breaches(budget.figures(chip, kind, INT4), budget.read(chip, kind, INT4)) == []
+
+
+@compiles
+@needs_compiler
+@each_step
+def test_nothing_is_copied(chip: str, kind: Kind) -> None:
+    """Neither the state nor a weight."""
+    facts = compiled(Case(chip, kind, INT4, DEEP))
+    assert facts.aliased == facts.donated
+    assert facts.copied == []
 
 
 @compiles

@@ -95,6 +95,7 @@ SAVED = {"llama-3.1-8b saved": Workload(LLAMA_8B, ENGINE.model_copy(update={"sav
 FORMATS = {
     "int8": Quantization(format="int8", group=32),
     "int4": Quantization(format="int4", group=128, offsets="float16"),
+    "int4 symmetric": Quantization(format="int4", group=32),
     "nf4": Quantization(format="nf4", group=64),
 }
 QUANTISED = {

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from openlora_jax.bench.kernels.affine_cases import affine_cases
 from openlora_jax.bench.kernels.attention_cases import attention_case, kv_write_case
 from openlora_jax.bench.kernels.case import Case, Step
 from openlora_jax.bench.kernels.devices import Peak
 from openlora_jax.bench.kernels.lora_cases import embedding_lora_cases, head_lora_cases, lora_cases
+from openlora_jax.bench.kernels.quantized_cases import FORMATS, quantized_linear_case
 from openlora_jax.bench.kernels.sampling_cases import threshold_case, top_k_case
 from openlora_jax.bench.kernels.workload import KINDS, MIXES, Workload
 from openlora_jax.bench.samples import Samples
@@ -74,7 +76,8 @@ class Result:
 
 def measure(workload: Workload, ops: Ops, peak: Peak, progress: Progress) -> list[Result]:
     """All cases, one after the other."""
-    total = len(MIXES) * (len(KINDS) * len(workload.groups) + 2) + 2 * len(KINDS) + 2
+    of_mixes = len(KINDS) * (len(workload.groups) + 1) + 2
+    total = len(MIXES) * of_mixes + 2 * len(KINDS) + len(FORMATS) * len(workload.groups) + 2
     done = itertools.count()
 
     def result(case: Case) -> Result:
@@ -102,8 +105,13 @@ def _cases(workload: Workload, ops: Ops, cache: int) -> Iterator[Case]:
     yield from head_lora_cases(workload, ops)
     yield from embedding_lora_cases(workload, ops)
     for kind in KINDS:
+        yield from affine_cases(workload, ops, cache, kind, workload.groups[0])
+    for kind in KINDS:
         yield attention_case(workload, ops, cache, kind)
         yield kv_write_case(workload, ops, kind)
+    for group in workload.groups:
+        for form in FORMATS:
+            yield quantized_linear_case(workload, ops, cache, group, form)
     yield top_k_case(workload, ops)
     yield threshold_case(workload, ops)
 

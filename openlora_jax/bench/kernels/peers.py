@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from pallas_kernels.affine.api import VectorPages
 from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import PagePair, WorkList
@@ -64,6 +65,25 @@ def one_hot_embedding_lora(
     a, b = pool
     columns = a[0][:, :, tokens].transpose(2, 3, 0, 1)
     return _joined(y, [_weighted(columns.astype(jnp.float32), b[0], work, module)])
+
+
+def gather_affine(
+    y: Float[Array, "T L O"],
+    pools: tuple[VectorPages, ...],
+    layer: LayerIndex,
+    work: WorkList,
+    modules: tuple[int, ...],
+) -> Float[Array, "T L O"]:
+    """Every tile's gain and bias gathered. Each tile must have one item."""
+    pages, scales = (jnp.asarray(field) for field in (work.page, work.scale))
+
+    def vectors(which: int) -> Float[Array, "T 1 O"]:
+        pairs = zip(pools, modules, strict=True)
+        gathered = [(module, pool[layer, pages[module], which].astype(jnp.float32)) for pool, module in pairs]
+        return jnp.concatenate([scales[module, :, None] * part for module, part in gathered], axis=1)[:, None]
+
+    wide = y.astype(jnp.float32)
+    return (wide + vectors(0) * wide + vectors(1)).astype(y.dtype)
 
 
 def gather_attention(

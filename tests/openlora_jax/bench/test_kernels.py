@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from openlora_jax.bench.kernels import lora_cases, measure, report
+from openlora_jax.bench.kernels import affine_cases, lora_cases, measure, quantized_cases, report
 from openlora_jax.bench.kernels.case import Case
 from openlora_jax.bench.kernels.devices import Peak, listed, measured
 from openlora_jax.bench.kernels.measure import Outcome, Result
@@ -26,7 +26,7 @@ from pallas_kernels.registry import implementations
 TINY = replace(
     SMOLLM2_135M,
     vocab_size=96,
-    hidden_size=48,
+    hidden_size=64,
     intermediate_size=80,
     num_layers=2,
     num_heads=6,
@@ -38,6 +38,8 @@ PEAK = Peak(source="data sheet", bandwidth=1e10, flops=1e11, cache=1)
 PEERS = {
     "lora": ["gather", "one-hot"],
     "embedding": ["gather", "one-hot"],
+    "affine": ["gather"],
+    "quantized": ["numbers first", "dense"],
     "attention": ["gather"],
     "kv_write": [],
     "top_k": ["sort"],
@@ -53,14 +55,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_op_is_right_and_timed_beside_its_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (measure, lora_cases):
+    for module in (measure, lora_cases, affine_cases):
         monkeypatch.setattr(module, "MIXES", {"skewed": MIXES["skewed"]})
     stages: list[tuple[int, int]] = []
     workload, ops = replace(WORKLOAD, dtype="bfloat16"), implementations("cpu")
     results = measure.measure(workload, ops, PEAK, lambda _, done, total: stages.append((done, total)))
     assert report.problems(results) == []
     assert stages == [(done, len(results)) for done in range(len(results))]
-    assert Counter(result.mix for result in results) == {"skewed": 4, "": 6}
+    assert Counter(result.mix for result in results) == {"skewed": 6, "": 6 + len(quantized_cases.FORMATS)}
     for result in results:
         own, *others = result.outcomes
         assert own.name == ("by_rows" if result.op == "top_k" else "xla")

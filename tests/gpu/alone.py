@@ -1,0 +1,86 @@
+"""`python -m tests.gpu.alone h100`: compiles kernels that only some models or adapters need, for an absent GPU."""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from openlora_jax.adapters.modules import module_shapes
+from openlora_jax.engine.work import work_list
+from openlora_jax.quantization.format import Quantization
+from openlora_jax.quantization.matrix import described
+from pallas_kernels.quantized_linear.config import MOST_ROWS
+from pallas_kernels.registry import implementations
+from tests.gpu.cases import KINDS, Kind
+from tests.gpu.deviceless import compile_for
+from tests.gpu.facts import kernels
+from tests.gpu.lowering import triton_kernels
+from tests.gpu.steps import Step
+from tests.gpu.workloads import ENGINE, FORMATS, LLAMA_8B, ROWS
+
+FIRST = np.asarray(0, np.int32)
+ALL_ROWS = (1, ROWS, MOST_ROWS)
+"""Of x, by a matrix of few bits: a lone sequence, a full batch, and the most that the kernel has."""
+MATRICES = (
+    (LLAMA_8B.hidden_size, LLAMA_8B.hidden_size),
+    (2 * LLAMA_8B.intermediate_size, LLAMA_8B.hidden_size),
+    (LLAMA_8B.hidden_size, LLAMA_8B.intermediate_size),
+)
+"""Small, wide and long."""
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("down_proj",))
+"""Modules that gains and biases are for."""
+
+
+def main() -> None:
+    (chip,) = sys.argv[1:]
+    programs = {f"quantized_linear {name}": products(how) for name, how in FORMATS.items()}
+    programs |= {f"affine {kind}": changes(kind) for kind in KINDS}
+    found = {}
+    for name, program in programs.items():
+        with tempfile.TemporaryDirectory() as dump:
+            lowered, _ = compile_for(chip, program, Path(dump))
+            (found[name],) = kernels(Path(dump), triton_kernels(lowered)).values()
+    json.dump({name: dataclasses.asdict(kernel) for name, kernel in found.items()}, sys.stdout)
+
+
+def products(how: Quantization) -> Step:
+    """Each matrix by inputs of each number of rows."""
+    linear = implementations("cuda").quantized_linear
+
+    def multiply(inputs: Any, matrices: Any) -> Any:
+        return [linear(x, (matrix,), FIRST) for mine, matrix in zip(inputs, matrices, strict=True) for x in mine]
+
+    inputs = [[jax.ShapeDtypeStruct((rows, 1, columns), "bfloat16") for rows in ALL_ROWS] for _, columns in MATRICES]
+    return Step(multiply, {"inputs": inputs, "matrices": [described(shape, how) for shape in MATRICES]}, donated=())
+
+
+def changes(kind: Kind) -> Step:
+    """What each group computes, changed by a page of every row or tile."""
+    affine = implementations("cuda").affine
+    tiles, tokens = ROWS, 1
+    if kind == "prefill":
+        tiles, tokens = ENGINE.prefill_chunk // ENGINE.prefill_tile, ENGINE.prefill_tile
+    widths = [[module_shapes(LLAMA_8B)[module].d_out for module in group] for group in GROUPS]
+
+    def change(outputs: Any, pools: Any, work: Any) -> Any:
+        pairs = zip(outputs, pools, strict=True)
+        return [affine(y, tuple(mine), FIRST, work, tuple(range(len(mine)))) for y, mine in pairs]
+
+    def array(*dims: int) -> Any:
+        return jax.ShapeDtypeStruct(dims, "bfloat16")
+
+    operands = {
+        "outputs": [array(tiles, tokens, sum(each)) for each in widths],
+        "pools": [[array(LLAMA_8B.num_layers, 1 + ROWS, 2, width) for width in each] for each in widths],
+        "work": jax.eval_shape(lambda: work_list((), tiles, ROWS, {})),
+    }
+    return Step(change, operands, donated=(0,))
+
+
+if __name__ == "__main__":
+    main()
