@@ -8,12 +8,13 @@ which lacked nothing holds the same, so that its programs need not be compiled a
 
 import os
 from dataclasses import dataclass
+from sys import maxsize
 
 import jax
 import numpy as np
 
 from openlora_jax.adapters.demand import UNKNOWN, Demand, divide, least_pages, pool_bytes, steady
-from openlora_jax.adapters.modules import VECTORS, page_shapes
+from openlora_jax.adapters.modules import INT4, VECTORS, page_shapes
 from openlora_jax.adapters.pages import CAPACITY_KEYS, pool_capacities
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import blocks_for
@@ -72,6 +73,7 @@ class MemoryPlan:
             budget: bytes to stay within, everything included; None for no more than the default counts take.
         """
         sizes, basis = Sizes.of(engine, model, observed), _basis(engine, budget)
+        demand = demand.placed({pool: _fixed(engine).get(pool, maxsize) - 1 for pool in sizes.pages})
         kept = observed.planned if observed and observed.planned and observed.planned.basis == basis else None
         if kept and observed and _suffices(kept, observed, sizes, demand, budget):
             pages, blocks = kept.pages, kept.kv_blocks
@@ -142,7 +144,7 @@ class Sizes:
             sampler=(engine.max_rows + 1) * model.vocab_size * (np.dtype("i4").itemsize + np.dtype("f4").itemsize + 1),
             activations=_activations(engine, model) if seen is None else int(SLACK * seen),
             block=itemsize * engine.kv_block * 2 * model.num_layers * model.kv_size,
-            pages={pool: itemsize * shape.elements for pool, shape in page_shapes(model).items()},
+            pages={pool: shape.nbytes(itemsize) for pool, shape in page_shapes(model).items()},
         )
 
 
@@ -176,8 +178,7 @@ def _counts(
     engine: EngineConfig, sizes: Sizes, demand: Demand, observed: Observed | None, budget: int | None
 ) -> tuple[dict[str, int], int]:
     """Pages of every pool that has any, and KV blocks."""
-    given = engine.model_fields_set
-    fixed = {pool: count for pool, count in pool_capacities(engine).items() if CAPACITY_KEYS[pool] in given}
+    fixed = _fixed(engine)
     page_bytes = _page_bytes(engine, sizes, demand)
     kv, pool = engine.kv_blocks * sizes.block, pool_bytes(pool_capacities(engine), sizes.pages)
     left = kv + pool if budget is None else budget - sizes.weights - sizes.sampler - sizes.activations
@@ -195,10 +196,21 @@ def _counts(
     return pages, blocks
 
 
+def _fixed(engine: EngineConfig) -> dict[str, int]:
+    """Pages of the pools whose count was set."""
+    given = engine.model_fields_set
+    return {pool: count for pool, count in pool_capacities(engine).items() if CAPACITY_KEYS[pool] in given}
+
+
 def _page_bytes(engine: EngineConfig, sizes: Sizes, demand: Demand) -> dict[str, int]:
-    """Of every pool that there is to be: of vector pages where an adapter has some, or the settings ask for them."""
-    vectors = engine.vector_pages is not None or not demand.pages.keys().isdisjoint(VECTORS)
-    return {pool: size for pool, size in sizes.pages.items() if vectors or pool not in VECTORS}
+    """Of every pool that there is to be: of vector and int4 pages where an adapter has some, or the settings ask."""
+    absent = {
+        pool
+        for pools, asked in ((VECTORS, engine.vector_pages), (INT4, engine.int4_pages))
+        if asked is None and demand.pages.keys().isdisjoint(pools)
+        for pool in pools
+    }
+    return {pool: size for pool, size in sizes.pages.items() if pool not in absent}
 
 
 def _as_observed(observed: Observed, room: int, left: int, token: int) -> int:

@@ -24,8 +24,14 @@ MODULES = (
 VECTORS = tuple(f"{module}.vector" for module in MODULES)
 """The pools of vector pages, of the modules in their order."""
 
-POOLS = (*MODULES, *VECTORS)
-"""Every pool: of a module's rank pages, under its own name, and of its vector pages."""
+INT4 = tuple(f"{module}.int4" for module in MODULES if module not in ("embed_tokens", "lm_head"))
+"""The pools of rank pages in 4 bits, of the layers' modules in their order."""
+
+INT4_COLUMNS = 64
+"""The widths of a module that has such pages are multiples of it."""
+
+POOLS = (*MODULES, *VECTORS, *INT4)
+"""Every pool: of a module's rank pages, under its own name, of its vector pages, and of its rank pages in 4 bits."""
 
 
 _PARENTS = {
@@ -55,14 +61,17 @@ class PageShape:
     Attributes:
         parts: its tensors by name: (rows, width) of each layer. A rank page is `MODULE.A`, 16 by the width in, and
             `MODULE.B`, 16 by the width out; a vector page `MODULE.vector`, whose rows are a gain, less 1, and a bias.
+        int4: its numbers are held in 4 bits, with a scale of 16 bits for every 32; see `Int4Pages`.
     """
 
     layers: int
     parts: Mapping[str, tuple[int, int]]
+    int4: bool = False
 
-    @property
-    def elements(self) -> int:
-        return self.layers * sum(rows * width for rows, width in self.parts.values())
+    def nbytes(self, itemsize: int) -> int:
+        """Of one page, where a number that is not in 4 bits takes `itemsize` bytes."""
+        elements = self.layers * sum(rows * width for rows, width in self.parts.values())
+        return elements * 9 // 16 if self.int4 else elements * itemsize
 
 
 def module_shapes(config: ModelConfig) -> dict[str, ModuleShape]:
@@ -85,13 +94,21 @@ def page_shape(pool: str, module: ModuleShape) -> PageShape:
     """A page of one of the pools of a module of that shape."""
     if pool in VECTORS:
         return PageShape(module.layers, {pool: (2, module.d_out)})
-    return PageShape(module.layers, {f"{pool}.A": (PAGE_RANK, module.d_in), f"{pool}.B": (PAGE_RANK, module.d_out)})
+    name = module_of(pool)
+    parts = {f"{name}.A": (PAGE_RANK, module.d_in), f"{name}.B": (PAGE_RANK, module.d_out)}
+    return PageShape(module.layers, parts, int4=pool in INT4)
 
 
 def page_shapes(config: ModelConfig) -> dict[str, PageShape]:
-    """The pages of every pool of `POOLS`, in that order."""
+    """The pages of every pool that a model can have, in the order of `POOLS`.
+
+    Modules that read the same input have pages in 4 bits together, as they are one call, so all have them or none.
+    """
     modules = module_shapes(config)
-    return {pool: page_shape(pool, modules[module_of(pool)]) for pool in POOLS}
+    shapes = {pool: page_shape(pool, modules[module_of(pool)]) for pool in POOLS}
+    widths = [width for pool in INT4 for _, width in shapes[pool].parts.values()]
+    packable = not any(width % INT4_COLUMNS for width in widths)
+    return {pool: shape for pool, shape in shapes.items() if packable or not shape.int4}
 
 
 def module_of(pool: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from openlora_jax import memory
 from openlora_jax.adapters.demand import NONE, UNKNOWN, Demand, Kind
-from openlora_jax.adapters.modules import MODULES, POOLS
+from openlora_jax.adapters.modules import MODULES, VECTORS
 from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.memory import MemoryPlan, device_memory, memory_budget
@@ -165,7 +165,7 @@ def test_vector_pages_are_planned_where_an_adapter_has_some_or_the_settings_ask(
     plain, gains = Demand({(("q_proj", 1),): 1}), Demand({(("q_proj", 1), ("q_proj.vector", 1)): 1})
     assert MemoryPlan.of(SMALL, MODEL, plain).pages.keys() == set(MODULES)
     planned = MemoryPlan.of(SMALL, MODEL, gains)
-    assert planned.pages.keys() == set(POOLS)
+    assert planned.pages.keys() == {*MODULES, *VECTORS}
     assert planned.pages["q_proj.vector"] > 2
     assert planned.pages["up_proj.vector"] == 1
     assert planned.pools["up_proj.vector"] == 4 * 2 * 2 * 48
