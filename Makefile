@@ -15,7 +15,7 @@ PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c '$(CAN)' 2>/dev/null && e
 # Programs that JAX has compiled, for the next start.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo serve base test test-examples test-oracle test-slow test-gpu-compile gpu-budget gpu-proof gpu-check bench-long-tail check check-all format clean
+.PHONY: help demo serve base test test-examples test-oracle test-slow test-gpu-compile gpu-budget gpu-proof gpu-check bench-long-tail bench-quantised check check-all format clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,10 @@ bench-long-tail: $(VENV)/ready base ## measure cold starts and oversubscription,
 	  --plot docs/bench_coldstart --json .cache/bench/coldstart.json
 	$(BIN)/openlora bench oversubscribe --base $(BASE) --cache .cache/bench --markdown docs/bench_oversubscribe.md \
 	  --plot docs/bench_oversubscribe --json .cache/bench/oversubscribe.json
+
+bench-quantised: $(VENV)/oracle base ## measure the formats of few bits, and write docs/quantised_base.*; half an hour
+	$(BIN)/openlora bench quantised --base $(BASE) --cache .cache/bench --markdown docs/quantised_base.md \
+	  --json docs/quantised_base.json
 
 check: $(VENV)/ready ## lint, formatting, types
 	$(BIN)/ruff check

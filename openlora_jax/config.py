@@ -24,7 +24,9 @@ class EngineConfig(BaseModel):
 
     Attributes:
         backend: which implementation of each operation to use; `auto` picks by device.
-        dtype: of weights, KV and pool.
+        dtype: of weights and pool, and of keys and values unless `kv_dtype` says otherwise.
+        kv_dtype: `int8` for keys and values in 8 bits, with a scale for each position and head: nearly four times the
+            blocks in the memory of float32, nearly twice those of bfloat16. None is `dtype`.
         max_rows: sequences decoded together, at most.
         row_buckets: row counts that a decode program is compiled for, ascending to `max_rows`.
         prefill_tile: consecutive tokens of one sequence that a prefill computes together: 16 suits a CPU, 64 the tensor
@@ -44,6 +46,9 @@ class EngineConfig(BaseModel):
             or `lora_bias` is registered and the engine started again; without, no step has any work for them.
         int4_pages: rank pages in 4 bits of each linear module, for adapters that are stored so. Not set, there are some
             where such an adapter is registered; with 1, the zero page alone, those become plain pages.
+        saved_pages: matrices that adapters save of their own for `embed_tokens`, and as many for `lm_head`: each takes
+            as much as the base's. Not set, there are none until an adapter with one is registered and the engine
+            started again.
         work_items: (page, scale) items of one module in one step, at most.
         host_cache_bytes: adapters kept in host memory, in bytes.
         loader_threads: adapters read from disk at the same time.
@@ -67,6 +72,7 @@ class EngineConfig(BaseModel):
 
     backend: BackendName = "auto"
     dtype: Dtype = "float32"
+    kv_dtype: Literal["int8"] | None = None
     max_rows: Positive = 16
     row_buckets: tuple[Positive, ...] = Field(default_factory=lambda others: _up_to(others["max_rows"], 1, 4))
     prefill_tile: Literal[16, 32, 64, 128] = 16
@@ -82,6 +88,7 @@ class EngineConfig(BaseModel):
     wide_pool_pages: Positive = 5
     vector_pages: Positive | None = None
     int4_pages: Positive | None = None
+    saved_pages: Positive | None = None
     work_items: Positive = 1024
     host_cache_bytes: Positive = 2 * 1024**3
     loader_threads: Positive = 2

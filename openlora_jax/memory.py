@@ -14,14 +14,15 @@ import jax
 import numpy as np
 
 from openlora_jax.adapters.demand import UNKNOWN, Demand, divide, least_pages, pool_bytes, steady
-from openlora_jax.adapters.modules import INT4, VECTORS, page_shapes
-from openlora_jax.adapters.pages import CAPACITY_KEYS, pool_capacities
+from openlora_jax.adapters.modules import INT4, MODULES, SAVED, VECTORS, page_shapes
+from openlora_jax.adapters.pages import CAPACITY_KEYS, pool_capacities, spared
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import blocks_for
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.stored import weight_bytes
 from openlora_jax.observed import Observed, Planned
+from pallas_kernels.kv_cache import kv_bytes
 
 SLACK = 5 / 4
 """What was observed is planned for with so much more."""
@@ -37,6 +38,7 @@ class MemoryPlan:
     Attributes:
         kv_blocks: the scratch block included.
         block_tokens: of a KV block.
+        kv_dtype: of keys and values, where it is not that of the weights.
         pages: pool -> its pages, the zero page included; a pool that has none is left out.
         pools: pool -> bytes of its pages.
         sampler: token counts, prompt tokens and bias of every slot.
@@ -49,6 +51,7 @@ class MemoryPlan:
     kv: int
     kv_blocks: int
     block_tokens: int
+    kv_dtype: str | None
     pages: dict[str, int]
     pools: dict[str, int]
     sampler: int
@@ -79,17 +82,23 @@ class MemoryPlan:
             pages, blocks = kept.pages, kept.kv_blocks
         else:
             pages, blocks = _counts(engine, sizes, demand, observed, budget)
+        pages = {pool: count for pool, count in pages.items() if count}
         return cls(
             basis=basis,
             weights=sizes.weights,
             kv=blocks * sizes.block,
             kv_blocks=blocks,
             block_tokens=engine.kv_block,
+            kv_dtype=engine.kv_dtype,
             pages=pages,
             pools={module: count * sizes.pages[module] for module, count in pages.items()},
             sampler=sizes.sampler,
             activations=sizes.activations,
         )
+
+    @property
+    def kv_name(self) -> str:
+        return f"KV blocks of {self.block_tokens} tokens{f' in {self.kv_dtype}' if self.kv_dtype else ''}"
 
     @property
     def held(self) -> int:
@@ -103,7 +112,7 @@ class MemoryPlan:
     def __str__(self) -> str:
         parts = {
             "weights": self.weights,
-            f"{self.kv_blocks} KV blocks of {self.block_tokens} tokens": self.kv,
+            f"{self.kv_blocks} {self.kv_name}": self.kv,
             f"adapter pages, {_by_count(self.pages)}": sum(self.pools.values()),
             "the sampler": self.sampler,
             "activations": self.activations,
@@ -143,7 +152,10 @@ class Sizes:
             weights=weight_bytes(model, engine.dtype),
             sampler=(engine.max_rows + 1) * model.vocab_size * (np.dtype("i4").itemsize + np.dtype("f4").itemsize + 1),
             activations=_activations(engine, model) if seen is None else int(SLACK * seen),
-            block=itemsize * engine.kv_block * 2 * model.num_layers * model.kv_size,
+            block=engine.kv_block
+            * model.num_layers
+            * model.num_kv_heads
+            * kv_bytes(dtype=engine.kv_dtype or engine.dtype, width=model.head_dim),
             pages={pool: shape.nbytes(itemsize) for pool, shape in page_shapes(model).items()},
         )
 
@@ -160,7 +172,7 @@ def _activations(engine: EngineConfig, model: ModelConfig) -> int:
 
 def _basis(engine: EngineConfig, budget: int | None) -> str:
     """All settings that the counts depend on."""
-    sizes = ("dtype", "max_rows", "prefill_tile", "prefill_chunk", "max_model_len", "kv_block")
+    sizes = ("dtype", "kv_dtype", "max_rows", "prefill_tile", "prefill_chunk", "max_model_len", "kv_block")
     given = sorted(engine.model_fields_set & {"kv_blocks", *CAPACITY_KEYS.values()})
     return " ".join(f"{key}={getattr(engine, key)}" for key in (*sizes, *given)) + f" budget={budget}"
 
@@ -170,7 +182,7 @@ def _suffices(kept: Planned, observed: Observed, sizes: Sizes, demand: Demand, b
     if observed.preemptions or observed.evictions or not kept.pages.keys() <= sizes.pages.keys():
         return False
     held = sizes.weights + sizes.sampler + kept.kv_blocks * sizes.block + pool_bytes(kept.pages, sizes.pages)
-    fits = all(count < kept.pages.get(pool, 0) for kind in demand.kinds for pool, count in kind)
+    fits = all(spared(pool) + count <= kept.pages.get(pool, 0) for kind in demand.kinds for pool, count in kind)
     return fits and (budget is None or held + sizes.activations <= budget)
 
 
@@ -180,7 +192,8 @@ def _counts(
     """Pages of every pool that has any, and KV blocks."""
     fixed = _fixed(engine)
     page_bytes = _page_bytes(engine, sizes, demand)
-    kv, pool = engine.kv_blocks * sizes.block, pool_bytes(pool_capacities(engine), sizes.pages)
+    asked = {pool: count for pool, count in pool_capacities(engine).items() if pool in sizes.pages}
+    kv, pool = engine.kv_blocks * sizes.block, pool_bytes(asked, sizes.pages)
     left = kv + pool if budget is None else budget - sizes.weights - sizes.sampler - sizes.activations
     if "kv_blocks" in engine.model_fields_set:
         return divide(demand, page_bytes, fixed, left - kv), engine.kv_blocks
@@ -203,14 +216,12 @@ def _fixed(engine: EngineConfig) -> dict[str, int]:
 
 
 def _page_bytes(engine: EngineConfig, sizes: Sizes, demand: Demand) -> dict[str, int]:
-    """Of every pool that there is to be: of vector and int4 pages where an adapter has some, or the settings ask."""
-    absent = {
-        pool
-        for pools, asked in ((VECTORS, engine.vector_pages), (INT4, engine.int4_pages))
-        if asked is None and demand.pages.keys().isdisjoint(pools)
-        for pool in pools
-    }
-    return {pool: size for pool, size in sizes.pages.items() if pool not in absent}
+    """Of every pool that there is to be: of all kinds but rank pages where an adapter has one, or the settings ask."""
+    wanted = demand.pages.keys()
+    vectors = VECTORS if engine.vector_pages is not None or not wanted.isdisjoint(VECTORS) else ()
+    int4 = INT4 if engine.int4_pages is not None or not wanted.isdisjoint(INT4) else ()
+    saved = SAVED if engine.saved_pages is not None else wanted & set(SAVED)
+    return {pool: size for pool, size in sizes.pages.items() if pool in (*MODULES, *vectors, *int4, *saved)}
 
 
 def _as_observed(observed: Observed, room: int, left: int, token: int) -> int:

@@ -36,6 +36,10 @@ from pallas_kernels.quantized_linear import reference as quantized_linear_refere
 from pallas_kernels.quantized_linear import xla as quantized_linear_xla
 from pallas_kernels.quantized_linear.api import QuantizedLinear
 from pallas_kernels.quantized_linear.layers import QuantizedLayers, separate, stacked
+from pallas_kernels.saved import pallas_triton as saved_triton
+from pallas_kernels.saved import reference as saved_reference
+from pallas_kernels.saved import xla as saved_xla
+from pallas_kernels.saved.api import SavedEmbedding, SavedLinear
 from pallas_kernels.shortcut import Shortcut, declined, taken
 from pallas_kernels.threshold import pallas_triton as threshold_triton
 from pallas_kernels.threshold import xla as threshold_xla
@@ -98,6 +102,8 @@ class Ops:
     linear: Linear
     quantized_linear: QuantizedLinear
     quantized_layers: QuantizedLayers
+    saved_linear: SavedLinear
+    saved_embedding: SavedEmbedding
     affine: Affine
     lora: Lora
     int4_lora: Int4Lora
@@ -196,6 +202,10 @@ _STORES = Implementation(
     "kv_write_scatter", kv_write_xla.kv_write_scatter, "one scatter for all tiles, by plain stores"
 )
 _VECTORS = Implementation("xla", affine_xla.affine, "a loop over the work list, which most steps leave empty")
+_MATRICES = Implementation("xla", saved_xla.saved_linear, "a product for each matrix that some row of the step has")
+_GATHER = Implementation(
+    "reference", saved_reference.saved_embedding, "one gather for all tiles, as for the base's own"
+)
 _ITEMS = Implementation("xla", lora_xla.lora, "a loop over the work list reads each page where it lies")
 _WORDS = Implementation("xla", int4_lora_xla.int4_lora, "the same loop; codes become numbers in its sums")
 _COLUMNS = Implementation("xla", lora_xla.embedding_lora, "a loop over the work list looks up columns where they lie")
@@ -229,6 +239,15 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
         "tpu": _NUMBERS,
     },
     "quantized_layers": {"cpu": _STACKED, "interpret": _SEPARATE, "cuda": _SEPARATE, "tpu": _SEPARATE},
+    "saved_linear": {
+        "cpu": _MATRICES,
+        "interpret": Implementation("pallas_triton", partial(saved_triton.saved_linear, interpret=True), _INTERPRETED),
+        "cuda": Implementation(
+            "pallas_triton", saved_triton.saved_linear, "in place, where a row has a matrix at all", _needs(AMPERE)
+        ),
+        "tpu": _MATRICES,
+    },
+    "saved_embedding": dict.fromkeys(("cpu", "interpret", "cuda", "tpu"), _GATHER),
     "affine": {
         "cpu": _VECTORS,
         "interpret": Implementation("pallas_triton", partial(affine_triton.affine, interpret=True), _INTERPRETED),

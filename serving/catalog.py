@@ -97,7 +97,7 @@ def _adapter(llm: LLM, name: str, names: Names, in_memory: Mapping[str, AdapterS
         except (BadCheckpoint, OSError):  # one that cannot be read hides no other from a listing
             remote = llm.store.is_remote(digest)  # what was fetched may have left the disk just now
     if manifest:
-        adapter.rank = max(module.rank for module in manifest.modules.values())
+        adapter.rank = max((module.rank for module in manifest.modules.values()), default=0)
         adapter.pages = sum(manifest.pages.values())
     elif not remote:
         adapter.state = pb.ADAPTER_STATE_DAMAGED

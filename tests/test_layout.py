@@ -28,8 +28,13 @@ MAY_IMPORT = {
 """Each package of the house, and which others it may name."""
 
 COMMAND_LINE = ROOT / "openlora_jax" / "cli"
-ORACLES = {"torch", "transformers", "peft"}
-ORACLE_USERS = (ROOT / "openlora_jax" / "demo" / "training", ROOT / "openlora_jax" / "bench" / "peft_peer.py")
+ORACLES = {"torch", "transformers", "peft", "bitsandbytes", "torchao"}
+ORACLE_USERS = (
+    ROOT / "openlora_jax" / "demo" / "training",
+    ROOT / "openlora_jax" / "bench" / "peft_peer.py",
+    ROOT / "openlora_jax" / "bench" / "transformers_model.py",
+    ROOT / "openlora_jax" / "bench" / "quantised",
+)
 OPTIONAL = {"fsspec", "matplotlib"}
 """What works without, and says so where it is needed."""
 ARRAYS = {"jax", "jaxlib", "flax", "numpy"}

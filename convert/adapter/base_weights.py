@@ -16,10 +16,15 @@ from openlora_jax.quantization.matrix import dense
 
 
 class BaseWeights:
-    """Of the base model that an adapter is converted for."""
+    """Of the base model that an adapter is converted for.
+
+    Attributes:
+        digest: of the base.
+    """
 
     def __init__(self, base: Path, manifest: BaseManifest) -> None:
         """`manifest` is that of the directory `base`."""
+        self.digest = manifest.digest
         self._base = base
         self._config = manifest.config
 
@@ -28,6 +33,11 @@ class BaseWeights:
         name = f"{module_name(module, layer)}.weight"
         tied = module == "lm_head" and name not in self._rows
         return self._read(f"{module_name('embed_tokens', 0)}.weight" if tied else name)
+
+    def delta_like(self, module: str, layer: int) -> F32:
+        """The same as an adapter's delta lies, `[d_out, d_in]`: the embedding's is the other way round."""
+        weight = self.product(module, layer)
+        return weight.T if module == "embed_tokens" else weight
 
     def bias(self, module: str, layer: int) -> F32 | None:
         """What the base adds to the module's product, if anything. Raises BadCheckpoint."""

@@ -3,13 +3,14 @@
 Fields as of peft 0.3 to 0.21. Which modules an adapter has is never read from here: its tensors say that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from openlora_jax.adapters.manifest import MAX_INVOCATION, MAX_RANK
+from openlora_jax.adapters.modules import SAVEABLE
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.untrusted import read_json_object
 
@@ -37,7 +38,6 @@ _QUANTISED_BASE = "it is relative to a base that was quantised for it; train it 
 _PLAIN = "train a plain LoRA, or merge this adapter into its base and convert the result with `openlora convert base`"
 
 REFUSED: Mapping[str, tuple[str, str]] = {
-    "modules_to_save": ("a full copy of a module (modules_to_save)", "train LoRA on that module instead"),
     "target_parameters": ("LoRA on bare parameters (target_parameters)", "target linear modules instead"),
     "use_qalora": ("QALoRA", _PLAIN),
     "use_bdlora": ("block-diagonal LoRA", _PLAIN),
@@ -71,6 +71,7 @@ class AdapterConfig(BaseModel):
     alora_invocation_tokens: Annotated[list[int], Field(min_length=1, max_length=MAX_INVOCATION)] | None = None
     rank_pattern: Annotated[dict[Pattern, Rank], Field(max_length=MAX_PATTERNS)] = {}
     alpha_pattern: Annotated[dict[Pattern, Alpha], Field(max_length=MAX_PATTERNS)] = {}
+    modules_to_save: Annotated[list[str], Field(max_length=MAX_PATTERNS)] | None = None
     trainable_token_indices: TokenIds | dict[str, TokenIds] | None = None
     init_lora_weights: bool | str = True
     ensure_weight_tying: bool = False
@@ -97,6 +98,7 @@ def read_config(path: Path, relative: bool = False) -> tuple[AdapterConfig, list
         problems = [f"{'.'.join(map(str, each['loc']))[:100]}: {each['msg']}" for each in error.errors()]
         raise BadCheckpoint(path, *problems) from error
     _refuse_together(path, config)
+    _refuse_modules(path, config.modules_to_save or ())
     _refuse_initialisation(path, str(config.init_lora_weights).lower(), relative)
     return config, _warnings(config, fields)
 
@@ -119,12 +121,22 @@ def _refuse_features(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def _refuse_together(path: Path, config: AdapterConfig) -> None:
-    """What peft refuses too, and rows that act before an adapter does."""
+    """What peft refuses too, and rows and modules that act before an adapter does."""
     for field, other in (("lora_bias", config.lora_bias), ("alora_invocation_tokens", config.alora_invocation_tokens)):
         if config.use_dora and other:
             raise UnsupportedFeature(path, f"DoRA (use_dora) with {field}", "train it with one of the two")
     if config.alora_invocation_tokens and config.trainable_token_indices:
         raise UnsupportedFeature(path, "aLoRA with trained token rows", "train it with one of the two")
+    if config.alora_invocation_tokens and config.modules_to_save:
+        raise UnsupportedFeature(path, "aLoRA with modules_to_save", "train it with one of the two")
+
+
+def _refuse_modules(path: Path, names: Sequence[str]) -> None:
+    """Saved modules but those that an adapter may have whole."""
+    for name in names:
+        if name.rpartition(".")[2] not in SAVEABLE:
+            remedy = f"only {' and '.join(SAVEABLE)} can be served so; train LoRA on that module instead"
+            raise UnsupportedFeature(path, f"a full copy of {name[:60]!r} (modules_to_save)", remedy)
 
 
 def _refuse_initialisation(path: Path, name: str, relative: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.adapter.base_copies import compare_copies
 from convert.adapter.base_weights import BaseWeights
 from convert.adapter.config import AdapterConfig, read_config
 from convert.adapter.directory import CONFIG, weights_path
@@ -56,14 +57,15 @@ def convert_adapter(
         base: of the base model that the adapter is for.
         dtype: of the tensors as stored; scales are folded in float32 first.
         strict_base: refuse an adapter whose configuration names another base model, instead of warning.
-        weights: of the base, which DoRA and trained token rows depend on; nothing else reads them.
+        weights: of the base, which DoRA and trained token rows depend on, and copies in the checkpoint must equal;
+            nothing else reads them.
         initial: the adapter's directory as it was before training, of an initialisation that changed the base (PiSSA,
             OLoRA, CorDA): what counts is the difference.
         few_bits: what A and B are to be stored in; then `dtype` is its own.
 
     Raises:
         BadCheckpoint: a file is missing or malformed, tensors do not fit the base or each other, or change nothing, or
-            are too large for few bits.
+            are too large for few bits; a copy of a base weight is not of this base.
         UnsupportedFeature: the adapter is sound, but not what can be served.
         InvalidRequest: an adapter that needs `weights`, without them.
     """
@@ -75,11 +77,21 @@ def convert_adapter(
         file = closing.enter_context(SafetensorsFile(path))
         layers = find_layers(path, file.tensors, config, base.config)
         before = closing.enter_context(opened_initial(initial, layers, base.config)) if initial else None
+        ignored = layers.ignored
+        if weights is not None:
+            ignored, differing = compare_copies(file, ignored, weights, _is_quantised(base))
+            warnings += differing
         exact = "float32" if few_bits else dtype
         stacked = stack_layers(file, layers, module_shapes(base.config), exact, weights, before)
         total = len(file.tensors)
     warnings += [f"the delta of {module} is zero" for module, norm in stacked.norms.items() if norm == 0]
-    manifest = Manifest(base_digest=base.digest, dtype=exact, modules=stacked.modules, invocation_tokens=invocation)
+    manifest = Manifest(
+        base_digest=base.digest,
+        dtype=exact,
+        modules=stacked.modules,
+        saved=stacked.saved or None,
+        invocation_tokens=invocation,
+    )
     tensors = stacked.tensors
     if few_bits:
         try:
@@ -92,8 +104,9 @@ def convert_adapter(
         "base_digest": base.digest,
         "dtype": manifest.dtype,
         "bytes": manifest.nbytes,
-        "tensors": {"total": total, "consumed": total - len(layers.ignored), "ignored": layers.ignored},
+        "tensors": {"total": total, "consumed": total - len(ignored), "ignored": ignored},
         "modules": _module_report(layers, stacked, manifest),
+        **({"saved": manifest.saved_bytes} if manifest.saved else {}),
         **({"invocation_tokens": invocation} if invocation else {}),
         "warnings": warnings,
     }
@@ -118,6 +131,10 @@ def _base_name_warnings(path: Path, config: AdapterConfig, base: BaseManifest, s
     if strict:
         raise BadCheckpoint(path, f"{problem}; without --strict-base it is converted with a warning")
     return [problem]
+
+
+def _is_quantised(base: BaseManifest) -> bool:
+    return base.config.quantization is not None or _QUANTISED.search(base.source.lower()) is not None
 
 
 def _module_report(layers: Layers, stacked: Stacked, manifest: Manifest) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from convert.adapter.config import AdapterConfig
-from openlora_jax.adapters.modules import module_name, module_shapes
+from openlora_jax.adapters.modules import SAVEABLE, module_name, module_shapes
 from openlora_jax.model.config import ModelConfig
 
 Part = Literal["A", "B", "magnitude", "bias"]
@@ -26,6 +26,8 @@ TRAINING_STATE = {
 
 BASE_COPY = ".base_layer.weight"
 """How the copy of a base weight ends, which peft saves of embedding and head where either is targeted."""
+BASE_COPIES = {f"{PREFIX}{module_name(module, 0)}{BASE_COPY}": module for module in SAVEABLE}
+"""The tensors of such copies, and whose they are."""
 
 FOREIGN = {
     ".lora_magnitude_vector": "DoRA's magnitude without use_dora",
@@ -33,7 +35,7 @@ FOREIGN = {
     ".trainable_tokens_delta": "trained token rows without trainable_token_indices",
     ".lora_B.bias": "a bias on lora_B without lora_bias",
     ".bias": "a trained bias",
-    ".weight": "a full copy of a module's weight (modules_to_save)",
+    ".weight": "a full copy of a module's weight that modules_to_save does not name",
 }
 """Ends of names, and what they mean that is not served, or not what the configuration says."""
 
@@ -66,7 +68,7 @@ def targets(model: ModelConfig, config: AdapterConfig) -> dict[str, tuple[Target
 
 def ignored_reason(key: str) -> str | None:
     """Why a tensor may be left out, if it may."""
-    if key in {f"{PREFIX}{name}{BASE_COPY}" for name in ("model.embed_tokens", "lm_head")}:
+    if key in BASE_COPIES:
         return "a copy of the base's own weight; not compared with it"
     return next((reason for part, reason in TRAINING_STATE.items() if part in key), None)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.adapter.config import AdapterConfig
-from convert.adapter.keys import BASE_COPY, Part, Target, foreign_feature, ignored_reason, parts, targets
+from convert.adapter.keys import BASE_COPIES, Part, Target, foreign_feature, ignored_reason, parts, targets
 from convert.adapter.patterns import Pattern
+from convert.adapter.saved import Saved, find_saved, saved_keys, saved_problems
 from convert.adapter.token_rows import TokenRows, find_rows, row_keys, row_problems
 from openlora_jax.adapters.manifest import VectorKind
 from openlora_jax.adapters.modules import module_shapes
@@ -56,12 +57,14 @@ class Layers:
         layers: every one.
         ignored: the tensors that are left out, and why.
         rows: trained rows of the embedding and the head.
+        saved: embedding and head in the place of the base's.
         tied: embedding and head, if `ensure_weight_tying` says that they share their tensors and both have some.
     """
 
     layers: list[Layer]
     ignored: dict[str, str]
     rows: list[TokenRows]
+    saved: Saved
     tied: tuple[Layer, Layer] | None
 
 
@@ -73,16 +76,18 @@ def find_layers(path: Path, tensors: Mapping[str, TensorInfo], config: AdapterCo
             of them at once. Or no tensor is left.
         UnsupportedFeature: a tensor of something that is not served; a pattern that cannot be matched safely.
     """
-    by_target, ignored = _sort(path, tensors, model, config)
+    saved = find_saved(tensors, config, model)
+    by_target, ignored = _sort(path, tensors, model, config, saved)
     _refuse_embedding(path, by_target, config)
     scales = _Scales(path, config)
     embedding = next((target for target in by_target if target.module == "embed_tokens"), None)
     tied = embedding if config.ensure_weight_tying and model.tie_word_embeddings else None
-    layers, problems = [], _base_copy_problems(ignored, tensors, model)
+    layers, problems = [], _whole_problems(ignored, saved, tensors, model)
     rows = find_rows(tensors, config, model)
     if config.trainable_token_indices and not rows:
         problems.append("trainable_token_indices: there is no tensor with the rows")
     problems += _row_problems(rows, by_target, tensors, model)
+    problems += saved_problems(saved, [*(target.module for target in by_target), *(each.module for each in rows)])
     for target, found in by_target.items():
         if missing := [end for end, part in parts(target.module, config).items() if part not in found]:
             key, ends = next(iter(found.values())), " and ".join(end.removesuffix(".weight")[1:] for end in missing)
@@ -96,24 +101,25 @@ def find_layers(path: Path, tensors: Mapping[str, TensorInfo], config: AdapterCo
     _refuse(path, problems)
     by_module = {layer.target.module: layer for layer in layers}
     if tied and "lm_head" in by_module:
-        return Layers(layers, ignored, rows, (by_module["embed_tokens"], by_module["lm_head"]))
+        return Layers(layers, ignored, rows, saved, (by_module["embed_tokens"], by_module["lm_head"]))
     if tied and config.use_dora:
         raise UnsupportedFeature(path, "DoRA on a tied head without tensors", "save the tensors of lm_head too")
     if tied:
         layers.append(_tied_head(by_module["embed_tokens"], scales))
-    return Layers(layers, ignored, rows, None)
+    return Layers(layers, ignored, rows, saved, None)
 
 
 def _sort(
-    path: Path, tensors: Mapping[str, TensorInfo], model: ModelConfig, config: AdapterConfig
+    path: Path, tensors: Mapping[str, TensorInfo], model: ModelConfig, config: AdapterConfig, saved: Saved
 ) -> tuple[dict[Target, dict[Part, str]], dict[str, str]]:
     expected = targets(model, config)
     found: dict[Target, dict[Part, str]] = {}
-    rows = row_keys() if config.trainable_token_indices else {}
+    elsewhere = set(saved_keys(saved))  # see `find_saved`, `find_rows`
+    elsewhere.update(row_keys().values() if config.trainable_token_indices else ())
     ignored, unknown = {}, []
     for key in tensors:
-        if key in rows.values():
-            continue  # see `find_rows`
+        if key in elsewhere:
+            continue
         if key in expected:
             target, part = expected[key]
             found.setdefault(target, {})[part] = key
@@ -124,7 +130,7 @@ def _sort(
         else:
             unknown.append(f"tensor {key}: the base has no such module")
     _refuse(path, unknown)
-    if not found:
+    if not found and not any(saved.values()):
         raise BadCheckpoint(path, f"none of its {len(tensors)} tensors is a LoRA factor")
     return found, ignored
 
@@ -185,13 +191,16 @@ def _row_problems(
     return [*problems, *(problem for rows in found for problem in row_problems(rows, tensors, model))]
 
 
-def _base_copy_problems(ignored: Iterable[str], tensors: Mapping[str, TensorInfo], model: ModelConfig) -> list[str]:
+def _whole_problems(
+    ignored: Iterable[str], saved: Saved, tensors: Mapping[str, TensorInfo], model: ModelConfig
+) -> list[str]:
+    """What is wrong with the shapes of embeddings and heads that are in the file whole."""
     expected = (model.vocab_size, model.hidden_size)
     return [
         f"tensor {key}: is {list(tensors[key].shape)} where this base has {list(expected)}: the vocabulary was "
         "resized, or it is an adapter of another base model"
-        for key in ignored
-        if key.endswith(BASE_COPY) and tensors[key].shape != expected
+        for key in (*filter(BASE_COPIES.__contains__, ignored), *saved_keys(saved))
+        if tensors[key].shape != expected
     ]
 
 

@@ -1,6 +1,6 @@
 """The tensors of a checkpoint as an artifact holds them: stacked over layers, padded to pages, scale and gain in B."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -11,10 +11,10 @@ from convert.adapter.initial import Initial
 from convert.adapter.layers import Layer, Layers
 from convert.adapter.token_rows import TokenRows
 from convert.adapter.vectors import Vectors, dora_vectors
-from openlora_jax.adapters.artifact import Tensor
+from openlora_jax.adapters.artifact import DTYPES, Tensor
 from openlora_jax.adapters.factors import F32, Stack
-from openlora_jax.adapters.manifest import LowRank
-from openlora_jax.adapters.modules import MODULES, ModuleShape
+from openlora_jax.adapters.manifest import LowRank, SavedModule
+from openlora_jax.adapters.modules import MODULES, ModuleShape, Saveable
 from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint, InvalidRequest
 from openlora_jax.safetensors_file import SafetensorsFile
@@ -28,11 +28,13 @@ class Stacked:
         modules: for the manifest.
         tensors: as the manifest states them.
         norms: the Frobenius norm of each module's weight delta, over all layers.
+        saved: for the manifest, too.
     """
 
     modules: dict[str, LowRank]
     tensors: dict[str, Tensor]
     norms: dict[str, float]
+    saved: dict[Saveable, SavedModule] = field(default_factory=dict)
 
     @property
     def vectors(self) -> list[str]:
@@ -69,10 +71,13 @@ def stack_layers(
         stacker.add(module, shapes[module], list(group))
     for rows in found.rows:
         stacker.add_rows(rows, shapes[rows.module])
+    for saveable, keys in found.saved.items():
+        stacker.add_saved(saveable, keys)
     if stacker.problems:
         raise BadCheckpoint(file.path, *stacker.problems)
     stacked = stacker.stacked
-    if not any(stacked.norms.values()) and not any(stacked.tensors[f"{each}.vector"].any() for each in stacked.vectors):
+    changes = any(stacked.norms.values()) or any(stacked.tensors[f"{each}.vector"].any() for each in stacked.vectors)
+    if not changes and not stacked.saved:
         raise BadCheckpoint(file.path, "every delta is zero: lora_B is untrained, or lora_alpha is 0")
     return stacked
 
@@ -138,6 +143,21 @@ class _Stacker:
         self.stacked.norms[rows.module] = _squared_norm(a, b) ** 0.5
         self.stacked.tensors.update(stack.tensors(rows.module))
 
+    def add_saved(self, module: Saveable, keys: Sequence[str]) -> None:
+        """One of a tied base may have the other's tensor; where there are two, they are equal."""
+        read = self.file.read(keys[0])
+        self.problems += [
+            f"tensor {key}: is not equal to {keys[0]}, as ensure_weight_tying promises"
+            for key in keys[1:]
+            if not np.array_equal(self.file.read(key), read)
+        ]
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = read.astype(DTYPES[self.dtype])
+        if not np.isfinite(stored).all():
+            self.problems.append(f"tensor {keys[0]}: holds NaN or an infinity, or too large a value as {self.dtype}")
+        self.stacked.saved[module] = SavedModule(rows=stored.shape[0], width=stored.shape[1])
+        self.stacked.tensors[f"{module}.saved"] = stored[None, None]
+
     def _factors(self, layer: Layer) -> tuple[F32, F32]:
         """A `[rank, d_in]` and scaled B `[rank, d_out]`, in float32."""
         a, b = _factors(self.file, layer)
@@ -156,9 +176,7 @@ class _Stacker:
         if layer.magnitude is None or self.base is None:
             raise _without_base("DoRA's gains are relative to")
         module, index = layer.target.module, layer.target.layer
-        weight = self.base.product(module, index)
-        if module == "embed_tokens":
-            weight = weight.T
+        weight = self.base.delta_like(module, index)
         return dora_vectors(self._read(layer.magnitude), weight, self.base.bias(module, index), a, b)
 
     def _read(self, key: str) -> F32:

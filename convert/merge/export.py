@@ -9,52 +9,83 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from convert.adapter import BaseWeights
+from convert.adapter.keys import PREFIX
+from convert.adapter.vectors import without_gain
 from openlora_jax.adapters.artifact import Tensors
-from openlora_jax.adapters.factors import F32, layer_bias, layer_factors
+from openlora_jax.adapters.factors import F32, Factors, layer_factors, layer_vectors
 from openlora_jax.adapters.few_bits import in_numbers
-from openlora_jax.adapters.manifest import Manifest
+from openlora_jax.adapters.manifest import Manifest, VectorKind
 from openlora_jax.adapters.modules import MODULES, module_name
-from openlora_jax.errors import UnsupportedFeature
+from openlora_jax.errors import InvalidRequest, UnsupportedFeature
 from openlora_jax.staging import new_directory
 
 LINEAR = (".lora_A.weight", ".lora_B.weight")
 EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
 BIAS = ".lora_B.bias"
+MAGNITUDE = ".lora_magnitude_vector"
 
 
-def export_adapter(manifest: Manifest, tensors: Tensors, destination: Path) -> dict[str, Any]:
+def export_adapter(
+    manifest: Manifest, tensors: Tensors, destination: Path, base: BaseWeights | None = None
+) -> dict[str, Any]:
     """Writes `adapter_config.json` and `adapter_model.safetensors`, in float32, whole or not at all.
+
+    Args:
+        manifest: of the adapter.
+        tensors: as it states them.
+        destination: the directory to make.
+        base: the weights that DoRA's magnitudes are relative to; nothing else reads them.
 
     Returns:
         A report as JSON.
 
     Raises:
+        BadCheckpoint: the base is damaged.
         CannotInstall: the destination is in use, or the disk is full or not writable.
-        UnsupportedFeature: a DoRA adapter, of whose magnitudes the gains alone are left.
+        InvalidRequest: a DoRA adapter without `base`, or with another one than it was converted for.
+        UnsupportedFeature: an adapter without LoRA, which peft does not load.
     """
-    vectors = {size.vector for size in manifest.modules.values()}
-    if "gain" in vectors:
-        raise UnsupportedFeature(
-            destination, "exporting a DoRA adapter", "use the directory that it was converted from"
-        )
+    if not manifest.modules:
+        raise UnsupportedFeature(destination, "exporting saved modules without LoRA", "peft would not load them")
+    if _has(manifest, "gain") and (base is None or base.digest != manifest.base_digest):
+        its = f"base {manifest.base_digest[:12]}, which the adapter was converted for"
+        raise InvalidRequest("--base", f"DoRA's magnitudes are relative to the weights of {its}; give its directory")
     manifest, tensors = in_numbers(manifest, tensors)
-    factors: dict[str, F32] = {}
+    written: dict[str, F32] = {}
     ranks: dict[str, dict[str, int]] = {module: {} for module in MODULES if module in manifest.modules}
     for module in ranks:
         for layer in range(manifest.modules[module].layers):
             if found := layer_factors(manifest, tensors, module, layer):
                 name = module_name(module, layer)
                 ranks[module][name] = len(found.a)
-                ends = EMBEDDING if module == "embed_tokens" else LINEAR
-                for end, values in zip(ends, (found.a, found.b.T), strict=True):
-                    factors[f"base_model.model.{name}{end}"] = np.ascontiguousarray(values)
-                if "bias" in vectors:
-                    factors[f"base_model.model.{name}{BIAS}"] = layer_bias(manifest, tensors, module, layer)
+                ends = _ends(manifest, tensors, module, layer, found, base)
+                written |= {f"{PREFIX}{name}{end}": np.ascontiguousarray(values) for end, values in ends.items()}
+    for saved in manifest.saved or {}:
+        written[f"{PREFIX}{module_name(saved, 0)}.weight"] = tensors[f"{saved}.saved"][0, 0].astype(np.float32)
     config = peft_config(manifest, {module: named for module, named in ranks.items() if named})
-    with new_directory(destination, sum(values.nbytes for values in factors.values())) as stage:
+    with new_directory(destination, sum(values.nbytes for values in written.values())) as stage:
         (stage / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(factors, stage / "adapter_model.safetensors", metadata={"format": "pt"})
-    return {"destination": str(destination), "tensors": len(factors), "r": config["r"], "modules": list(ranks)}
+        save_file(written, stage / "adapter_model.safetensors", metadata={"format": "pt"})
+    return {"destination": str(destination), "tensors": len(written), "r": config["r"], "modules": list(ranks)}
+
+
+def _has(manifest: Manifest, vector: VectorKind) -> bool:
+    """Whether some module has a vector page for that."""
+    return any(size.vector == vector for size in manifest.modules.values())
+
+
+def _ends(
+    manifest: Manifest, tensors: Tensors, module: str, layer: int, found: Factors, base: BaseWeights | None
+) -> dict[str, F32]:
+    """The tensors of one module of one layer, by how their names end. What peft has of one target it has of all."""
+    gain, bias = layer_vectors(manifest, tensors, module, layer)
+    vectors, b = {BIAS: bias} if _has(manifest, "bias") else {}, found.b
+    if base and _has(manifest, "gain"):
+        magnitude, b = without_gain(gain, base.delta_like(module, layer), found.a, found.b)
+        vectors = {MAGNITUDE: magnitude}
+    factors = zip(EMBEDDING if module == "embed_tokens" else LINEAR, (found.a, b.T), strict=True)
+    return dict(factors) | vectors
 
 
 def peft_config(manifest: Manifest, ranks: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
@@ -75,10 +106,12 @@ def peft_config(manifest: Manifest, ranks: Mapping[str, Mapping[str, int]]) -> d
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
         "target_modules": _targets(manifest, ranks),
+        "modules_to_save": list(manifest.saved) if manifest.saved else None,
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,
-        **({"lora_bias": True} if any(size.vector for size in manifest.modules.values()) else {}),
+        **({"lora_bias": True} if _has(manifest, "bias") else {}),
+        **({"use_dora": True} if _has(manifest, "gain") else {}),
         **({"alora_invocation_tokens": manifest.invocation_tokens} if manifest.invocation_tokens else {}),
     }
 

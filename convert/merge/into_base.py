@@ -47,8 +47,8 @@ class Delta:
 def merge_into_base(base: Path, sources: Sequence[Source], destination: Path, progress: Progress) -> dict[str, Any]:
     """Makes a base directory whose weights are W + sum of weight * delta, in the dtype of the base.
 
-    Products and sums are float32. A tied embedding is untied where an adapter has a delta for it or for the head, since
-    such a delta is for one of the two alone. Memory: the members, twice the largest weight, and a block.
+    Products and sums are float32. A tied embedding is untied where an adapter has a delta for it or the head, or one
+    of its own, as these are for one of the two alone. Memory: the members, twice the largest weight, and a block.
 
     Args:
         base: that every member was converted for.
@@ -98,7 +98,8 @@ def merge_into_base(base: Path, sources: Sequence[Source], destination: Path, pr
 
 
 def _untied(config: ModelConfig, sources: Sequence[Source]) -> ModelConfig:
-    wide = any({"embed_tokens", "lm_head"} & source.manifest.modules.keys() for source in sources)
+    changed = [source.manifest.modules.keys() | (source.manifest.saved or {}).keys() for source in sources]
+    wide = any({"embed_tokens", "lm_head"} & modules for modules in changed)
     return replace(config, tie_word_embeddings=False) if wide else config
 
 
@@ -119,9 +120,12 @@ def _stored_name(name: str, table: Mapping[str, Weight]) -> str:
 def _merged(
     stored: NDArray[Any], weight: Weight, modules: Mapping[str, tuple[str, int]], sources: Sequence[Source]
 ) -> NDArray[Any]:
-    """The weight with every delta for a part of it; itself if there is none."""
+    """The weight with every delta for a part of it, or what an adapter has in its place; itself if there is neither."""
     value = stored
     for name, rows in weight.rows.items():
+        for source in sources:
+            if name in modules and (saved := source.saved(modules[name][0])) is not None:
+                value = saved
         if name in modules and (delta := _delta(*modules[name], sources)):
             value = stored.astype(np.float32) if value is stored else value
             delta.add_to(value[rows])

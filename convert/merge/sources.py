@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from openlora_jax.adapters.artifact import Tensor
-from openlora_jax.adapters.factors import Factors, layer_factors
+from openlora_jax.adapters.factors import F32, Factors, layer_factors
 from openlora_jax.adapters.few_bits import in_numbers
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.store import AdapterStore
@@ -34,14 +36,22 @@ class Source:
         """What it has for one module of one layer, if anything."""
         return layer_factors(self.manifest, self.tensors, module, layer)
 
+    def saved(self, module: str) -> F32 | None:
+        """The matrix that it has in the place of the base's, if it has one: a row for each token."""
+        found = self.tensors.get(f"{module}.saved")
+        return None if found is None else found[0, 0].astype(np.float32)
 
-def read_sources(store: AdapterStore, members: Sequence[Weighted], base_digest: str | None = None) -> list[Source]:
+
+def read_sources(
+    store: AdapterStore, members: Sequence[Weighted], base_digest: str | None = None, into_base: bool = False
+) -> list[Source]:
     """Reads every member, after all that can be said without its numbers has been checked.
 
     Args:
         store: that knows the members.
         members: by name.
         base_digest: of the base that all must be for; by default that of the first.
+        into_base: they are for a base, which takes a saved module over from an adapter that goes into it alone.
 
     Raises:
         InvalidRequest: no member, one of them twice, a weight that is not finite, adapters of different bases, or one
@@ -54,6 +64,7 @@ def read_sources(store: AdapterStore, members: Sequence[Weighted], base_digest: 
     manifests = {name: store.manifest(digest) for name, digest in digests.items()}
     _check_bases(manifests, base_digest)
     _check_plain(manifests)
+    _check_saved(manifests, members, into_base)
     return [Source(*member, digests[member.name], *in_numbers(*store.read(digests[member.name]))) for member in members]
 
 
@@ -93,3 +104,11 @@ def _check_plain(manifests: Mapping[str, Manifest]) -> None:
         if what:
             problem = f"{name!r} is {what}: it is no delta of weights, and cannot be merged"
             raise InvalidRequest("members", f"{problem}; requests may name it as it is")
+
+
+def _check_saved(manifests: Mapping[str, Manifest], members: Sequence[Weighted], into_base: bool) -> None:
+    for name, manifest in manifests.items():
+        if manifest.saved and not (into_base and [weight for _, weight in members] == [1.0]):
+            problem = f"{name!r} has modules of its own in the place of the base's (modules_to_save)"
+            remedy = "it goes into a base (--into-base) alone and with the weight 1"
+            raise InvalidRequest("members", f"{problem}, which are no deltas of weights; {remedy}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from openlora_jax.adapters.modules import MODULES
-from openlora_jax.adapters.pages import CAPACITY_KEYS, placed
+from openlora_jax.adapters.pages import CAPACITY_KEYS, placed, spared
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.errors import BadCheckpoint
 
@@ -84,7 +84,8 @@ class Demand:
     def fit(self, pages: Mapping[str, int]) -> int:
         """How many of them pools of so many pages hold at once, on average."""
         number = sum(self.kinds.values())
-        return min(((pages.get(pool, 1) - 1) * number // wanted for pool, wanted in self.pages.items()), default=0)
+        usable = {pool: count - spared(pool) for pool, count in pages.items()}
+        return min((usable.get(pool, 0) * number // wanted for pool, wanted in self.pages.items()), default=0)
 
 
 NONE = Demand({})
@@ -103,9 +104,10 @@ def least_pages(demand: Demand, page_bytes: Mapping[str, int], fixed: Mapping[st
 
     Where they take more than `room` bytes, the largest adapters are left out. `fixed` modules have what they have.
     """
-    pages = {module: fixed.get(module, 1) for module in page_bytes}
+    pages = {module: fixed.get(module, spared(module)) for module in page_bytes}
     for kind in sorted(demand.kinds, key=lambda kind: (pool_bytes(dict(kind), page_bytes), kind)):
-        larger = pages | {module: max(pages[module], 1 + count) for module, count in kind if module not in fixed}
+        needed = {module: spared(module) + count for module, count in kind if module not in fixed}
+        larger = pages | {module: max(pages[module], count) for module, count in needed.items()}
         if pool_bytes(larger, page_bytes) > room:
             break
         pages = larger
@@ -119,7 +121,7 @@ def divide(demand: Demand, page_bytes: Mapping[str, int], fixed: Mapping[str, in
     many pages of each module a registered adapter has on average. A module that none has keeps what it got before.
     """
     if not demand.kinds:
-        return {module: fixed.get(module, 1) for module in page_bytes}
+        return {module: fixed.get(module, spared(module)) for module in page_bytes}
     least = least_pages(demand, page_bytes, fixed, room)
     free = [module for module in page_bytes if module not in fixed]
     weight = FINENESS * sum(demand.kinds.values())
@@ -130,12 +132,12 @@ def divide(demand: Demand, page_bytes: Mapping[str, int], fixed: Mapping[str, in
 
     def with_adapters(number: int) -> dict[str, int]:
         shares = {module: steady(number * wanted[module] // weight) for module in free}
-        return spared | {module: max(spared[module], 1 + share) for module, share in shares.items()}
+        return roomy | {module: max(roomy[module], spared(module) + share) for module, share in shares.items()}
 
     def fits(pages: dict[str, int]) -> bool:
         return pool_bytes(pages, page_bytes) <= room
 
-    spared = with_spare(_largest(lambda spare: fits(with_spare(spare)), SPARE_PAGES))
+    roomy = with_spare(_largest(lambda spare: fits(with_spare(spare)), SPARE_PAGES))
     most = weight * (room // min(page_bytes.values()) + 1) if any(wanted[module] for module in free) else 0
     return with_adapters(_largest(lambda number: fits(with_adapters(number)), most))
 

@@ -41,13 +41,13 @@ def layer_factors(manifest: Manifest, tensors: Tensors, module: str, layer: int)
     return Factors(a[:rank].astype(np.float32), b[:rank].astype(np.float32), scale)
 
 
-def layer_bias(manifest: Manifest, tensors: Tensors, module: str, layer: int) -> F32:
-    """What an adapter adds to the output of one module of one layer, whatever its input: `[d_out]`."""
+def layer_vectors(manifest: Manifest, tensors: Tensors, module: str, layer: int) -> tuple[F32, F32]:
+    """What an adapter makes of the output y of one module of one layer: y + gain y + bias, `[d_out]` each."""
     size = manifest.modules[module]
     if size.vector is None:
-        return np.zeros(size.d_out, np.float32)
-    bias: F32 = tensors[f"{module}.vector"][layer, 0, 1].astype(np.float32)
-    return bias
+        return np.zeros(size.d_out, np.float32), np.zeros(size.d_out, np.float32)
+    gain, bias = tensors[f"{module}.vector"][layer, 0].astype(np.float32)
+    return gain, bias
 
 
 @dataclass(slots=True)

@@ -11,9 +11,11 @@ from openlora_jax.adapters.modules import (
     INT4_COLUMNS,
     MODULES,
     PAGE_RANK,
-    POOLS,
+    SAVEABLE,
+    SAVED,
     VECTORS,
     ModuleShape,
+    Saveable,
     module_of,
     page_shape,
 )
@@ -156,6 +158,15 @@ class LowRank(BaseModel):
         return ModuleShape(self.layers, self.d_in, self.d_out)
 
 
+class SavedModule(BaseModel):
+    """A matrix of an adapter's own, in the place of the base's: a row for each token of the vocabulary."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    rows: Size
+    width: Size
+
+
 class Manifest(BaseModel):
     """The description of one artifact; equal manifests and equal tensors make equal digests.
 
@@ -163,7 +174,8 @@ class Manifest(BaseModel):
         format: of the artifact directory.
         base_digest: of the base checkpoint that the adapter's shapes were checked against.
         dtype: of every tensor that is not in few bits.
-        modules: the targeted modules, by name.
+        modules: the modules with LoRA, by name.
+        saved: those that it has whole, by name (`modules_to_save`); None if there is none.
         invocation_tokens: the adapter acts from where they occur last in a prompt; None if it acts everywhere.
         recipe: of what the adapter was merged; None if it was trained.
     """
@@ -173,7 +185,8 @@ class Manifest(BaseModel):
     format: Literal[1] = 1
     base_digest: Digest
     dtype: Dtype
-    modules: Annotated[dict[str, LowRank], Field(min_length=1)]
+    modules: dict[str, LowRank]
+    saved: dict[Saveable, SavedModule] | None = None
     invocation_tokens: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_INVOCATION)] | None = None
     recipe: Recipe | None = None
 
@@ -184,20 +197,31 @@ class Manifest(BaseModel):
             raise ValueError(f"unknown modules {sorted(unknown)}")
         return modules
 
+    @model_validator(mode="after")
+    def _of_something(self) -> "Manifest":
+        if not self.modules and not self.saved:
+            raise ValueError("modules and saved are both empty")
+        if both := self.modules.keys() & (self.saved or {}).keys():
+            raise ValueError(f"{min(both)} has LoRA and is saved too")
+        return self
+
     @property
     def pages(self) -> dict[str, int]:
-        """Pages by pool, in the order of `POOLS`: rank pages of every module, a vector page of those that have one."""
-        modules = ((pool, self.modules.get(module_of(pool))) for pool in POOLS)
-        return {pool: count for pool, size in modules if size and (count := _pages(pool, size))}
+        """Pages by pool, in the order of `POOLS`: rank pages of every module, and one of what else it has."""
+        modules = ((pool, self.modules.get(module_of(pool))) for pool in (*MODULES, *VECTORS, *INT4))
+        counts = {pool: _pages(pool, size) for pool, size in modules if size}
+        counts |= {pool: int(module in (self.saved or {})) for module, pool in zip(SAVEABLE, SAVED, strict=True)}
+        return {pool: count for pool, count in counts.items() if count}
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, int, int, int]]:
         """Tensor name -> `[layers, pages, rows, width]` of its numbers, however they are stored; see `PageShape`."""
         shapes: dict[str, tuple[int, int, int, int]] = {}
         for pool, pages in self.pages.items():
-            page = page_shape(pool, self.modules[module_of(pool)].shape)
-            shapes |= {name: (page.layers, pages, *each) for name, each in page.parts.items()}
-        return shapes
+            if pool not in SAVED:
+                page = page_shape(pool, self.modules[module_of(pool)].shape)
+                shapes |= {name: (page.layers, pages, *each) for name, each in page.parts.items()}
+        return shapes | {f"{module}.saved": (1, 1, of.rows, of.width) for module, of in (self.saved or {}).items()}
 
     @property
     def arrays(self) -> dict[str, ArrayType]:
@@ -225,10 +249,15 @@ class Manifest(BaseModel):
         return sum(array.nbytes for array in self.arrays.values())
 
     @property
+    def saved_bytes(self) -> dict[str, int]:
+        """Bytes of each module that it has whole."""
+        return {module: of.rows * of.width * ITEMSIZE[self.dtype] for module, of in (self.saved or {}).items()}
+
+    @property
     def traits(self) -> Traits:
         """What an engine must know of it beside its pages."""
         gains = any(size.vector == "gain" for size in self.modules.values())
-        return Traits(tuple(self.invocation_tokens or ()), gains)
+        return Traits(tuple(self.invocation_tokens or ()), gains, bool(self.saved))
 
     def to_fields(self) -> dict[str, Any]:
         """As JSON has it; what is None is left out."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from openlora_jax.model.config import ModelConfig
 
@@ -30,9 +31,16 @@ INT4 = tuple(f"{module}.int4" for module in MODULES if module not in ("embed_tok
 INT4_COLUMNS = 64
 """The widths of a module that has such pages are multiples of it."""
 
-POOLS = (*MODULES, *VECTORS, *INT4)
-"""Every pool: of a module's rank pages, under its own name, of its vector pages, and of its rank pages in 4 bits."""
+Saveable = Literal["embed_tokens", "lm_head"]
+SAVEABLE: tuple[Saveable, ...] = ("embed_tokens", "lm_head")
+"""The modules of which an adapter may have a matrix of its own (`modules_to_save`)."""
 
+SAVED = tuple(f"{module}.saved" for module in SAVEABLE)
+"""The pools of these matrices, of the modules in their order."""
+
+POOLS = (*MODULES, *VECTORS, *INT4, *SAVED)
+"""Every pool: of a module's rank pages, under its own name, of its vector pages, of its rank pages in 4 bits and of its
+saved ones."""
 
 _PARENTS = {
     "q_proj": "self_attn",
@@ -60,7 +68,8 @@ class PageShape:
 
     Attributes:
         parts: its tensors by name: (rows, width) of each layer. A rank page is `MODULE.A`, 16 by the width in, and
-            `MODULE.B`, 16 by the width out; a vector page `MODULE.vector`, whose rows are a gain, less 1, and a bias.
+            `MODULE.B`, 16 by the width out; a vector page `MODULE.vector`, whose rows are a gain, less 1, and a bias;
+            a saved page `MODULE.saved`, the whole matrix, a row for each token of the vocabulary.
         int4: its numbers are held in 4 bits, with a scale of 16 bits for every 32; see `Int4Pages`.
     """
 
@@ -94,6 +103,9 @@ def page_shape(pool: str, module: ModuleShape) -> PageShape:
     """A page of one of the pools of a module of that shape."""
     if pool in VECTORS:
         return PageShape(module.layers, {pool: (2, module.d_out)})
+    if pool in SAVED:
+        embeds = module_of(pool) == "embed_tokens"
+        return PageShape(1, {pool: (module.d_in, module.d_out) if embeds else (module.d_out, module.d_in)})
     name = module_of(pool)
     parts = {f"{name}.A": (PAGE_RANK, module.d_in), f"{name}.B": (PAGE_RANK, module.d_out)}
     return PageShape(module.layers, parts, int4=pool in INT4)

@@ -2,21 +2,27 @@
 
 from collections.abc import Mapping
 
-from openlora_jax.adapters.modules import INT4, MODULES, VECTORS, module_of
+from openlora_jax.adapters.modules import INT4, MODULES, SAVED, VECTORS, module_of
 from openlora_jax.config import EngineConfig
 
 AdapterPages = Mapping[str, tuple[int, ...]]
 """Pool -> its pages that one adapter has, in rank order; pools that it has nothing in are absent. See `POOLS`."""
 
 ZERO_PAGE = 0
-"""The page of every pool that stays all zeros and is never given away."""
+"""The page that stays all zeros and is never given away, in every pool but those of saved modules."""
 
 CAPACITY_KEYS = {
     **{module: "wide_pool_pages" if module in ("embed_tokens", "lm_head") else "pool_pages" for module in MODULES},
     **dict.fromkeys(VECTORS, "vector_pages"),
     **dict.fromkeys(INT4, "int4_pages"),
+    **dict.fromkeys(SAVED, "saved_pages"),
 }
 """Pool -> the configuration key that sets how many pages it has."""
+
+
+def spared(pool: str) -> int:
+    """How many pages of a pool are never given away. None of a saved module, where one takes as much as a matrix."""
+    return 0 if pool in SAVED else 1
 
 
 def pool_capacities(config: EngineConfig) -> dict[str, int]:
@@ -44,7 +50,7 @@ def shortage(counts: Mapping[str, int], room: Mapping[str, int]) -> str | None:
 class PageAllocator:
     """The free pages of every module.
 
-    The following conditions hold: a page is free or given away, never both; `ZERO_PAGE` is neither.
+    The following conditions hold: a page is free or given away, never both; one that is spared is neither.
     Not thread-safe: its owner holds the lock.
 
     Attributes:
@@ -52,8 +58,12 @@ class PageAllocator:
     """
 
     def __init__(self, capacities: Mapping[str, int]) -> None:
-        self.usable = {module: capacity - 1 for module, capacity in capacities.items()}
-        self._free = {module: list(range(capacity - 1, ZERO_PAGE, -1)) for module, capacity in capacities.items()}
+        self.usable = {module: capacity - spared(module) for module, capacity in capacities.items()}
+        self._free = {module: list(reversed(self.pages(module))) for module in capacities}
+
+    def pages(self, module: str) -> range:
+        """All that can be given away."""
+        return range(spared(module), spared(module) + self.usable[module])
 
     def num_free(self, module: str) -> int:
         return len(self._free[module])
@@ -77,5 +87,5 @@ class PageAllocator:
         for module, free in self._free.items():
             if len(set(free)) != len(free):
                 raise RuntimeError(f"{module}: a page is free twice: {sorted(free)}")
-            if not set(free) <= set(range(1, self.usable[module] + 1)):
-                raise RuntimeError(f"{module}: a free page is outside 1..{self.usable[module]}: {sorted(free)}")
+            if not set(free) <= set(self.pages(module)):
+                raise RuntimeError(f"{module}: a free page is outside {self.pages(module)}: {sorted(free)}")

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, StagedPages
-from openlora_jax.adapters.pages import AdapterPages, placed, shortage
+from openlora_jax.adapters.pages import AdapterPages, placed, shortage, spared
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.adapters.traits import Traits
 
@@ -64,7 +64,7 @@ class AdapterReader:
         """`capacities` are the pool's; `base_digest` is what adapters must have been converted for."""
         self._source = source
         self._pool = pool
-        self._usable = {module: capacity - 1 for module, capacity in capacities.items()}
+        self._usable = {module: capacity - spared(module) for module, capacity in capacities.items()}
         self._base_digest = base_digest
         self._counters = counters
 

@@ -239,8 +239,8 @@ class Residency:
         for module, usable in self._pages.usable.items():
             owned = [page for r in self._residences.values() if r.pages for page in r.pages.get(module, ())]
             accounted = sorted([*owned, *self._pages.free_pages(module)])
-            if accounted != list(range(1, usable + 1)):
-                raise RuntimeError(f"{module}: pages are leaked or have two owners: {accounted} of 1..{usable}")
+            if accounted != list(self._pages.pages(module)):
+                raise RuntimeError(f"{module}: pages are leaked or have two owners: {accounted} of {usable}")
         for residence in self._residences.values():
             if (residence.pages is None) == (residence.digest in self._recency):
                 raise RuntimeError(f"pages and recency disagree: {residence}")

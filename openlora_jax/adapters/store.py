@@ -204,9 +204,8 @@ class AdapterStore:
             if manifest.base_digest != wanted:
                 bases = f"{manifest.base_digest[:12]}, and {first!r} for {wanted[:12]}"
                 raise InvalidRequest("mix", f"{member!r} was converted for base {bases}; mix adapters of one base")
-            if manifest.traits.gains and dict(weights) != {member: 1.0}:
-                problem = f"{member!r} is a DoRA adapter, whose gain on what the base computes is not linear"
-                raise InvalidRequest("mix", f"{problem}: it answers alone and with the weight 1")
+            if manifest.traits.alone and dict(weights) != {member: 1.0}:
+                raise InvalidRequest("mix", f"{member!r} {manifest.traits.alone}")
 
     def _check_no_member(self, name: str) -> None:
         users = [mix for mix, each in self.names().mixes.items() if name in each.weights]

@@ -68,7 +68,7 @@ class Measured:
         errors: of the deltas of all layers and modules: what int8 and int4 changed, relative.
         scores: share of right answers, by form; none where there is no task.
         moved: mean distance of a token's log-probability to that with 16 bits, in int8 and int4.
-        told: the same of the base, which shows what the adapter does at all.
+        without: the same of the base, which shows what the adapter does at all.
         loads: seconds from the disk, out of the page cache, to the pool, by `LOADS`.
     """
 
@@ -79,7 +79,7 @@ class Measured:
     errors: list[list[float]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     moved: list[float] = field(default_factory=list)
-    told: float = 0.0
+    without: float = 0.0
     loads: list[float] = field(default_factory=list)
 
 
@@ -99,7 +99,7 @@ def random_adapters(config: ModelConfig, base_digest: str) -> dict[str, Adapter]
 
 
 def install(store: AdapterStore, adapters: Mapping[str, Adapter]) -> list[Measured]:
-    """Each adapter in every form, as `NAME FORM`."""
+    """Each adapter in every form, as `NAME.FORM`."""
     found = []
     for name, (manifest, tensors) in adapters.items():
         rank = max(size.rank for size in manifest.modules.values())
@@ -133,7 +133,7 @@ def answer(llm: LLM, adapters: Sequence[Measured]) -> None:
             [logprob for scored in llm.score(prompts, wanted, adapters=name) for logprob in scored.logprobs]
             for name in (*names, None)
         )
-        *measured.moved, measured.told = (mean(np.abs(np.subtract(exact, other)).tolist()) for other in others)
+        *measured.moved, measured.without = (mean(np.abs(np.subtract(exact, other)).tolist()) for other in others)
 
 
 def load(store: AdapterStore, config: ModelConfig, dtype: str, adapters: Sequence[Measured]) -> None:
@@ -179,7 +179,7 @@ def _cells(measured: Measured) -> tuple[str, ...]:
         *(f"{median(errors):.4f}" for errors in measured.errors),
         f"{max(measured.errors[1]):.3f}",
         *scores,
-        *(f"{moved:.4f}" for moved in (*measured.moved, measured.told)),
+        *(f"{moved:.4f}" for moved in (*measured.moved, measured.without)),
         *(f"{1000 * seconds:.1f}" for seconds in measured.loads),
     )
 

@@ -5,13 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from openlora_jax.bench.throughput import LINEAR_MODULES
+from openlora_jax.bench.transformers_model import transformers_model
 from openlora_jax.errors import InvalidConfig
-from openlora_jax.model.checkpoint import BaseManifest, read_weights
-from openlora_jax.model.config import ModelConfig
-from openlora_jax.model.weights import weight_table
 
 
 class PeftPeer:
@@ -32,7 +28,7 @@ class PeftPeer:
         self._torch = torch
         torch.set_num_threads(os.cpu_count() or 1)
         lora = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LINEAR_MODULES), init_lora_weights=False)
-        self._model: Any = peft.get_peft_model(_transformers_model(base), lora, adapter_name="0")
+        self._model: Any = peft.get_peft_model(transformers_model(base), lora, adapter_name="0")
         for index in range(1, adapters):
             self._model.add_adapter(str(index), lora)
         self._model.eval()
@@ -55,41 +51,3 @@ class PeftPeer:
             else:
                 with self._model.disable_adapter():
                     self._model.generate(**arguments)
-
-
-def _transformers_model(base: Path) -> Any:
-    """The converted base model as transformers' own class, with the same weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = BaseManifest.read(base).config
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.family, **_hf_fields(config)))
-    state = {}
-    table = weight_table(config)
-    for name, values in read_weights(base, config, "float32").items():
-        for source, rows in table[name].rows.items():
-            state[source] = torch.from_numpy(np.array(values[rows]))
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def _hf_fields(config: ModelConfig) -> dict[str, Any]:
-    if config.rope_scaling is not None or config.quantization is not None:
-        raise InvalidConfig("--peer", "peft is compared on plain models without rope scaling only")
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(config.eos_token_ids),
-    }

@@ -189,17 +189,17 @@ def _round(
     mixes = arm.assign(workload.requests)
     seconds = _seconds(lambda: llm.generate(prompts, params, mixes))
     peer_seconds = _seconds(lambda: peer.generate(prompts, workload.new, arm.adapters)) if peer else 0.0
-    return seconds, _decode_step_ms(llm, mixes, workload), peer_seconds
+    return seconds, decode_step_ms(llm, mixes, workload.prompt + workload.new // 2), peer_seconds
 
 
-def _decode_step_ms(llm: LLM, mixes: Sequence[Mapping[str, float]], workload: Workload) -> float:
-    """A decode step of the idle engine's runner, half the new tokens in; the adapters are resident from the batch."""
+def decode_step_ms(llm: LLM, mixes: Sequence[Mapping[str, float]], position: int) -> float:
+    """A decode step of the idle engine's runner, so many tokens in; the adapters are resident from a batch before."""
     digests = {name: llm.store.resolve(name) for mix in mixes for name in mix}
     leases = dict(zip(digests, llm.adapters.acquire(*digests.items()), strict=True))
     try:
         llm.adapters.place(*leases.values())
         pages = [tuple((leases[name].pages, weight) for name, weight in mix.items()) for mix in mixes]
-        plan = _decode_plan(llm.config, pages, workload.prompt + workload.new // 2)
+        plan = _decode_plan(llm.config, pages, position)
         return _step_ms(lambda: llm.runner.run(plan), lambda step: step.read())
     finally:
         for lease in leases.values():

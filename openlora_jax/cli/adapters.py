@@ -60,6 +60,8 @@ def inspect(name: NameArgument, store: StoreOption, as_json: JsonOption = False)
         typer.echo(f"merged {json.dumps(manifest.recipe.model_dump(exclude_none=True))}")
     if manifest.invocation_tokens:
         typer.echo(f"acts   from the last {manifest.invocation_tokens} of a prompt on")
+    for module, nbytes in manifest.saved_bytes.items():
+        typer.echo(f"saved  {module}, {nbytes / 1e6:,.1f} MB, in the place of the base's")
     table = Table("module", "rank", "pages", "vector", "layers", "in", "out", "few bits", "error")
     for module in filter(manifest.modules.__contains__, MODULES):
         size = manifest.modules[module]
@@ -137,6 +139,7 @@ def _summary(store: "AdapterStore", name: str, entry: Registration) -> dict[str,
         "dtype": manifest.dtype,
         "bytes": manifest.nbytes,
         "modules": {module: {"rank": size.rank, "pages": size.pages} for module, size in manifest.modules.items()},
+        **({"saved": manifest.saved_bytes} if manifest.saved else {}),
     }
 
 
@@ -146,6 +149,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if "damage" in row:
         return ("damaged", "", "", "", "")
     ranks = sorted({module["rank"] for module in row["modules"].values()})
-    pages = sum(module["pages"] for module in row["modules"].values())
-    modules = ", ".join(module.removesuffix("_proj") for module in row["modules"])
+    saved = row.get("saved", {})
+    pages = sum(module["pages"] for module in row["modules"].values()) + len(saved)
+    modules = ", ".join([*(each.removesuffix("_proj") for each in row["modules"]), *(f"own {each}" for each in saved)])
     return (modules, ", ".join(map(str, ranks)), str(pages), f"{row['bytes'] / 1e6:.1f}", row["dtype"])

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from openlora_jax.cli.bench_long_tail import coldstart, oversubscribe
 from openlora_jax.cli.bench_options import JsonOption, numbers, write
+from openlora_jax.cli.bench_quantised import quantised
 from openlora_jax.cli.generate import BackendOption
 from openlora_jax.config import Dtype
 
@@ -166,6 +167,7 @@ def few_bits(
 
 app.command()(coldstart)
 app.command()(oversubscribe)
+app.command()(quantised)
 
 
 def _peer(name: str | None, base: Path, workload: "Workload") -> "Peer | None":

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from openlora_jax.bench.long_tail.fleet import Fleet
 from openlora_jax.bench.long_tail.workloads import Coldstart, Oversubscribe
-from openlora_jax.cli.bench_options import JsonOption, listed, numbers, write
+from openlora_jax.cli.bench_options import BaseOption, CacheOption, JsonOption, MarkdownOption, listed, numbers, write
 from openlora_jax.cli.generate import BackendOption
 
 if TYPE_CHECKING:
@@ -19,16 +19,11 @@ COLDSTART, OVERSUBSCRIBE = Coldstart(), Oversubscribe()
 """The defaults."""
 COLDSTART_RANKS, OVERSUBSCRIBE_RANKS = listed(COLDSTART.ranks), listed(OVERSUBSCRIBE.ranks)
 
-BaseOption = Annotated[Path, typer.Option(help="A converted base model.")]
 RanksOption = Annotated[str, typer.Option(help="Of the adapters, in turn, on q and v.")]
 PagesOption = Annotated[int, typer.Option(min=1, help="Rank pages of each module on the device.")]
 PromptOption = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]
 NewOption = Annotated[int, typer.Option(min=2, help="Tokens generated for each.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of arrivals and prompts.")]
-CacheOption = Annotated[
-    Path | None, typer.Option(help="Synthetic adapters are kept here.", show_default="the user's cache")
-]
-MarkdownOption = Annotated[Path | None, typer.Option(help="Write the tables here, in Markdown.")]
 PlotOption = Annotated[Path | None, typer.Option(help="Write PLOT.png and PLOT.svg; needs matplotlib.")]
 
 

@@ -6,6 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+BaseOption = Annotated[Path, typer.Option(help="A converted base model.")]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="What can be used again is kept here.", show_default="the user's cache")
+]
+MarkdownOption = Annotated[Path | None, typer.Option(help="Write the tables here, in Markdown.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write setup and samples here.")]
 
 

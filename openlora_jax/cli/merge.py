@@ -72,14 +72,19 @@ def export(
     name: Annotated[str, typer.Argument(help="The adapter's name.", show_default=False)],
     store: StoreOption,
     out: Annotated[Path, typer.Option(help="Directory to make.", show_default=False)],
+    base: Annotated[Path | None, typer.Option(help="Its converted base model; needed for DoRA.")] = None,
 ) -> None:
     """Writes an adapter as a directory that peft loads, and prints a JSON report."""
+    from convert.adapter import BaseWeights
     from convert.merge import export_adapter
     from openlora_jax.adapters.store import AdapterStore
+    from openlora_jax.model.checkpoint import BaseManifest
 
     opened = AdapterStore(store)
     digest = opened.resolve(name)
-    report = export_adapter(*opened.read(digest), out)
+    manifest, tensors = opened.read(digest)
+    weights = BaseWeights(base, BaseManifest.read(base)) if base else None
+    report = export_adapter(manifest, tensors, out, weights)
     typer.echo(json.dumps({"name": name, "digest": digest, **report}, indent=2))
 
 
@@ -113,7 +118,7 @@ def _into_base(store: "AdapterStore", members: Sequence["Weighted"], base: Path,
     from openlora_jax.model.checkpoint import BaseManifest
 
     with shown_progress("reading", DownloadColumn()) as progress:
-        sources = read_sources(store, members, BaseManifest.read(base).digest)
+        sources = read_sources(store, members, BaseManifest.read(base).digest, into_base=True)
         return merge_into_base(base, sources, destination, progress)
 
 

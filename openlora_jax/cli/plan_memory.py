@@ -67,7 +67,7 @@ def memory_table(plan: "MemoryPlan") -> Table:
     table = Table("", "count", "MB", title="device memory", title_justify="left")
     table.columns[1].justify = table.columns[2].justify = "right"
     table.add_row("weights", "", _mb(plan.weights))
-    table.add_row(f"KV blocks of {plan.block_tokens} tokens", str(plan.kv_blocks), _mb(plan.kv))
+    table.add_row(plan.kv_name, str(plan.kv_blocks), _mb(plan.kv))
     for module, size in plan.pools.items():
         table.add_row(f"adapter pages of {module}", str(plan.pages[module]), _mb(size))
     table.add_row("sampler", "", _mb(plan.sampler))

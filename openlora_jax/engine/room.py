@@ -61,9 +61,9 @@ class Room:
         leases = iter(live.leases)
         for mix in live.request.mixes:
             for item in mix:
-                if next(leases).traits.gains and (len(mix) > 1 or item.weight != 1):
-                    problem = f"{item.adapter!r} is a DoRA adapter, whose gain on what the base computes is not linear"
-                    return InvalidRequest("mix", f"{problem}: it answers alone and with the weight 1")
+                alone = next(leases).traits.alone
+                if alone and (len(mix) > 1 or item.weight != 1):
+                    return InvalidRequest("mix", f"{item.adapter!r} {alone}")
         limit, samples = self._work_items, len(live.sequences) // len(live.items)
         for pool, pages in sum(live.items, Counter[str]()).items():
             if pages * samples > limit:

@@ -30,6 +30,7 @@ from openlora_jax.model.forward import TileBatch
 from openlora_jax.model.parameters import Parameters
 from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.registry import Ops
+from pallas_kernels.shortcut import declined
 
 
 class DeviceRunner:
@@ -52,6 +53,8 @@ class DeviceRunner:
         self._max_forbidden = MAX_STOPS + len(model.eos_token_ids)
         self._table_width = -(-engine.max_model_len // engine.kv_block)
         self._state, self._kv = self._empty()
+        # Without branches every step would pay for them. `deterministic` has one program, whoever is in the batch.
+        self._ensembles_apart = ops.shortcut is declined and not engine.deterministic
         program = Program(model, ops)
         self._decode = jax.jit(program.decode, donate_argnames=("state", "kv"))
         self._prefill = jax.jit(program.prefill, donate_argnames=("state", "kv"))
@@ -65,7 +68,7 @@ class DeviceRunner:
             heads=model.num_kv_heads,
             block_tokens=engine.kv_block,
             width=model.head_dim,
-            dtype=engine.dtype,
+            dtype=engine.kv_dtype or engine.dtype,
         )
         # Committed to the device, as what the programs return is: a program is compiled again for arrays that are not.
         state = SamplerState.create(engine.max_rows + 1, model.vocab_size)
@@ -96,14 +99,17 @@ class DeviceRunner:
             progress: called before each program and at the end, with its name, how many are done, and of how many.
         """
         tile = self._engine.prefill_tile
-        programs: list[tuple[str, StepPlan, int]] = [
-            *((f"decode[{rows}]", StepPlan("decode", ()), rows) for rows in self.row_buckets),
-            *((f"prefill[{tiles * tile}]", StepPlan("prefill", ()), tiles) for tiles in self.tile_buckets),
-            (f"score[{self.tile_buckets[-1] * tile}]", StepPlan("score", ()), self.tile_buckets[-1]),
+        programs = [
+            *((f"decode[{rows}]", StepPlan("decode", ()), rows, False) for rows in self.row_buckets),
+            *((f"prefill[{tiles * tile}]", StepPlan("prefill", ()), tiles, False) for tiles in self.tile_buckets),
+            (f"score[{self.tile_buckets[-1] * tile}]", StepPlan("score", ()), self.tile_buckets[-1], False),
         ]
-        for done, (name, plan, rows) in enumerate(programs):
+        if self._ensembles_apart:
+            rows = self.row_buckets[-1]
+            programs.insert(len(self.row_buckets), (f"decode[{rows}] ensembles", StepPlan("decode", ()), rows, True))
+        for done, (name, plan, rows, joined) in enumerate(programs):
             progress(name, done, len(programs) + 1)
-            self._dispatch(plan, rows)
+            self._dispatch(plan, rows, joined)
             jax.block_until_ready(self._kv)
         progress("page writes", len(programs), len(programs) + 1)
         self.pool.compile()
@@ -138,15 +144,16 @@ class DeviceRunner:
                 that does not exist.
         """
         buckets = self.row_buckets if plan.kind == "decode" else self.tile_buckets
-        if plan.kind == "score":
+        joined = self._ensembles_apart and any(tile.ensemble for tile in plan.tiles)
+        if plan.kind == "score" or joined:
             buckets = buckets[-1:]
         rows = next((bucket for bucket in buckets if bucket >= len(plan.tiles)), None)
         if rows is None:
             raise ValueError(f"{len(plan.tiles)} tiles in one {plan.kind} step, where the largest has {buckets[-1]}")
-        return self._dispatch(plan, rows)
+        return self._dispatch(plan, rows, joined)
 
-    def _dispatch(self, plan: StepPlan, rows: int) -> StepResult:
-        """`plan` padded to `rows` tiles."""
+    def _dispatch(self, plan: StepPlan, rows: int, joined: bool) -> StepResult:
+        """`plan` padded to `rows` tiles; `joined` takes the program for ensembles, where they have one of their own."""
         tiles = self._tile_batch(plan.tiles, rows)
         work = work_list(plan.tiles, rows, self._engine.work_items, self._pool_pages)
         if plan.kind == "score":
@@ -156,7 +163,7 @@ class DeviceRunner:
             return ScoredStep(plan.tiles, tuple(map(self._first, plan.tiles)), scores)
         sampling = self._sampling_batch(plan.tiles, rows)
         if plan.kind == "decode":
-            ensembles = EnsembleBatch.pack(plan.tiles, rows)
+            ensembles = EnsembleBatch.pack(plan.tiles, rows) if joined or not self._ensembles_apart else None
             self._state, self._kv, sampled = self._decode(
                 self.parameters, self._state, self._kv, tiles, sampling, ensembles, self.pool.arrays, work
             )
@@ -262,4 +269,5 @@ def _padded(lists: Sequence[Sequence[int]], rows: int, width: int, filler: int =
 
 @partial(jax.jit, donate_argnames="kv")
 def _copy_block(kv: KvCache, source: Int[jax.Array, ""], target: Int[jax.Array, ""]) -> KvCache:
-    return KvCache(*(blocks.at[:, target].set(blocks[:, source]) for blocks in kv))
+    copied: KvCache = jax.tree.map(lambda blocks: blocks.at[:, target].set(blocks[:, source]), kv)
+    return copied

@@ -33,11 +33,14 @@ class Program:
         kv: KvCache,
         tiles: TileBatch,
         sampling: SamplingBatch,
-        ensembles: EnsembleBatch,
+        ensembles: EnsembleBatch | None,
         pools: PoolArrays,
         work: WorkList,
     ) -> tuple[SamplerState, KvCache, Sampled]:
-        """One token of every row: the one last sampled in its slot goes in, the next comes out."""
+        """One token of every row: the one last sampled in its slot goes in, the next comes out.
+
+        Without `ensembles`, a program of its own, no row is in one.
+        """
         adapters = AdapterBatch(pools, work)
         tokens = state.last_token[sampling.slot][:, None]
         x, kv = hidden_states(self.config, self.ops, parameters, tokens, tiles, adapters, kv)

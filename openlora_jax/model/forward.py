@@ -67,6 +67,8 @@ class AdapterBatch:
         layer: LayerIndex,
         onto: Float[Array, "T L O"] | None = None,
     ) -> Float[Array, "T L O"]:
+        if modules == ("lm_head",) and "lm_head.saved" in self.pools:
+            y = ops.saved_linear(x, y, self.pools["lm_head.saved"][0], self.work, POOLS.index("lm_head.saved"))
         y = self._changed(ops, modules, y, layer)
         rank_pages: tuple[Any, ...] = tuple(self.pools[module] for module in modules)
         y = ops.lora(x, y if onto is None else onto + y, rank_pages, layer, self.work, _rows(modules))
@@ -77,6 +79,9 @@ class AdapterBatch:
         return ops.int4_lora(x, y, packed, layer, self.work, _rows(names))
 
     def add_embedding(self, ops: Ops, tokens: Int[Array, "T L"], y: Float[Array, "T L D"]) -> Float[Array, "T L D"]:
+        if "embed_tokens.saved" in self.pools:
+            saved = self.pools["embed_tokens.saved"][0]
+            y = ops.saved_embedding(tokens, y, saved, self.work, POOLS.index("embed_tokens.saved"))
         y = self._changed(ops, ("embed_tokens",), y, np.asarray(0, np.int32))
         rank_pages: Any = self.pools["embed_tokens"]
         return ops.embedding_lora(tokens, y, rank_pages, self.work, POOLS.index("embed_tokens"))

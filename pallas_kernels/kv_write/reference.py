@@ -1,10 +1,12 @@
 """The plain form, and the oracle of the others."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from pallas_kernels.kv_cache import KvCache
+from pallas_kernels.kv_cache import KvCache, Stored, stored
 from pallas_kernels.layers import LayerIndex
 
 
@@ -24,7 +26,21 @@ def kv_write(
     block, place = jnp.take_along_axis(table, positions // kv.block_tokens, axis=1), positions % kv.block_tokens
     written = (column >= first[:, None]) & (column < length[:, None])
     block = jnp.where(written, block, kv.values.shape[1])  # past the cache's end, where a scatter drops it
+    return put(kv, stored(kv, k, v), layer, block, place)
+
+
+def put(
+    kv: KvCache,
+    new: Stored,
+    layer: LayerIndex,
+    block: Int[Array, "T L"],
+    place: Int[Array, "T L"],
+    unique: bool = False,
+) -> KvCache:
+    """One scatter for each array; what goes past the cache's end is dropped. `unique`: no index comes twice."""
+    how: dict[str, Any] = {"mode": "drop", "unique_indices": unique}
     return KvCache(
-        keys=kv.keys.at[layer, block, :, :, place].set(k.astype(kv.keys.dtype), mode="drop"),
-        values=kv.values.at[layer, block, :, place].set(v.astype(kv.values.dtype), mode="drop"),
+        keys=kv.keys.at[layer, block, :, :, place].set(new.keys, **how),
+        values=kv.values.at[layer, block, :, place].set(new.values, **how),
+        scales=None if kv.scales is None else kv.scales.at[layer, block, :, :, place].set(new.scales, **how),
     )

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from pallas_kernels.kv_cache import KvCache
+from pallas_kernels.kv_cache import KvCache, stored
+from pallas_kernels.kv_write.reference import put
 from pallas_kernels.layers import LayerIndex
 
 
@@ -27,31 +28,34 @@ def kv_write(
     blocks = jnp.take_along_axis(table, (start // kv.block_tokens)[:, None], axis=1)[:, 0]
     whole = jnp.where(first > 0, 0, blocks)
     places = start % kv.block_tokens
-    new_keys = k.transpose(0, 2, 3, 1).astype(kv.keys.dtype)[:, None, None]
-    new_values = v.transpose(0, 2, 1, 3).astype(kv.values.dtype)[:, None, None]
-    keys, values = kv
-    for tile in range(k.shape[0]):
-        keys = lax.dynamic_update_slice(keys, new_keys[tile], (layer, whole[tile], 0, 0, places[tile]))
-        values = lax.dynamic_update_slice(values, new_values[tile], (layer, whole[tile], 0, places[tile], 0))
-    if k.shape[1] == 1:
-        return KvCache(keys, values)
+    new = stored(kv, k, v)
+    rows = [new.keys.transpose(0, 2, 3, 1)[:, None, None], new.values.transpose(0, 2, 1, 3)[:, None, None]]
+    cache, axes = [kv.keys, kv.values], [4, 3]
+    if kv.scales is not None and new.scales is not None:
+        rows.append(new.scales.transpose(0, 2, 3, 1)[:, None, None])
+        cache, axes = [*cache, kv.scales], [*axes, 4]
 
-    def write_columns(tile: Array, cache: tuple[Array, Array]) -> tuple[Array, Array]:
-        def write_column(column: Array, cache: tuple[Array, Array]) -> tuple[Array, Array]:
-            keys, values = cache
-            key = lax.dynamic_slice_in_dim(new_keys[tile], column, 1, axis=4)
-            value = lax.dynamic_slice_in_dim(new_values[tile], column, 1, axis=3)
-            place = places[tile] + column
-            return (
-                lax.dynamic_update_slice(keys, key, (layer, blocks[tile], 0, 0, place)),
-                lax.dynamic_update_slice(values, value, (layer, blocks[tile], 0, place, 0)),
-            )
+    def update(cache: list[Array], rows: list[Array], block: Array, place: Array) -> list[Array]:
+        starts = [[layer, block, *(place if each == axis else 0 for each in range(2, 5))] for axis in axes]
+        return list(map(lax.dynamic_update_slice, cache, rows, starts))
+
+    for tile in range(k.shape[0]):
+        cache = update(cache, [row[tile] for row in rows], whole[tile], places[tile])
+    if k.shape[1] == 1:
+        return KvCache(*cache)
+
+    def write_columns(tile: Array, cache: list[Array]) -> list[Array]:
+        def write_column(column: Array, cache: list[Array]) -> list[Array]:
+            columns = [
+                lax.dynamic_slice_in_dim(row[tile], column, 1, axis) for row, axis in zip(rows, axes, strict=True)
+            ]
+            return update(cache, columns, blocks[tile], places[tile] + column)
 
         end = jnp.where(first[tile] > 0, length[tile], first[tile])
-        written: tuple[Array, Array] = lax.fori_loop(first[tile], end, write_column, cache)
+        written: list[Array] = lax.fori_loop(first[tile], end, write_column, cache)
         return written
 
-    return KvCache(*lax.fori_loop(jnp.int32(0), jnp.int32(k.shape[0]), write_columns, (keys, values)))
+    return KvCache(*lax.fori_loop(jnp.int32(0), jnp.int32(k.shape[0]), write_columns, cache))
 
 
 def kv_write_scatter(
@@ -64,7 +68,7 @@ def kv_write_scatter(
     first: Int[Array, "T"],
     length: Int[Array, "T"],
 ) -> KvCache:
-    """A scatter each for keys and values: two launches, with what computes k and v fused into them.
+    """A scatter each for keys and values, so two launches, with what computes k and v fused into them.
 
     Were an index to come twice, a GPU would have to scatter 16-bit floats by compare-and-swap. Only those of what is
     not to be written do, such as padding in block 0: they move past the cache's end, each tile's to a block of its own,
@@ -77,8 +81,4 @@ def kv_write_scatter(
     past_end = kv.values.shape[1] + jnp.arange(tiles, dtype=jnp.int32)[:, None]
     written = (column >= first[:, None]) & (column < length[:, None])
     block = jnp.where(written, block, past_end)
-    keys, values = kv.keys.at[layer, block, :, :, place], kv.values.at[layer, block, :, place]
-    return KvCache(
-        keys=keys.set(k.astype(kv.keys.dtype), mode="drop", unique_indices=True),
-        values=values.set(v.astype(kv.values.dtype), mode="drop", unique_indices=True),
-    )
+    return put(kv, stored(kv, k, v), layer, block, place, unique=True)

@@ -1,5 +1,8 @@
 """For XLA:CPU: fast products at few rows, inside a rolled layer loop."""
 
+from collections.abc import Callable
+
+import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -7,6 +10,8 @@ from pallas_kernels.layers import LayerIndex
 
 FEATURE_MAJOR_ROWS = 128
 """Up to this many rows `W @ x^T` beats `x @ W^T` on XLA:CPU, 4 times at one row; above, it loses."""
+BLOCK_BYTES = 1 << 20
+"""Of numbers that are made at once: what a core's cache holds beside all else."""
 
 
 def linear(
@@ -29,4 +34,24 @@ def product(x: Float[Array, "N I"], weight: Float[Array, "O I"]) -> Float[Array,
     # Without the barriers XLA folds the transposes away again, and with them what is gained.
     columns = lax.optimization_barrier(x.T)
     y: Array = lax.optimization_barrier(weight @ columns)
+    return y.T
+
+
+def by_blocks(
+    x: Float[Array, "N I"], outs: int, of_block: Callable[[Array | int, int], Float[Array, "V N"]]
+) -> Float[Array, "N O"]:
+    """x W^T with W `[outs, I]` that must be made or copied first: a block of its rows at a time, which the cache holds.
+
+    `of_block` is the product of x with a block, transposed, by its first row and its number of rows.
+    """
+    turns = -(-4 * outs * x.shape[1] // BLOCK_BYTES)
+    block = -(-outs // turns)
+    if turns == 1:
+        return of_block(0, outs).T
+
+    def put_block(index: Array, y: Float[Array, "O N"]) -> Float[Array, "O N"]:
+        first = jnp.minimum(index * block, outs - block)  # the last one ends with W, and has a few rows twice
+        return lax.dynamic_update_slice(y, of_block(first, block), (first, 0))
+
+    y: Array = lax.fori_loop(0, turns, put_block, jnp.zeros((outs, x.shape[0]), x.dtype))
     return y.T

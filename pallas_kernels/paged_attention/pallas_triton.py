@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.layers import LayerIndex
@@ -75,7 +75,8 @@ def paged_attention(
         stages=config.stages,
         interpret=interpret,
     )
-    outputs, logsums = attend(jnp.asarray(layer, jnp.int32), table, start, length, q, *kv)
+    operands = [part for part in kv if part is not None]
+    outputs, logsums = attend(jnp.asarray(layer, jnp.int32), table, start, length, q, *operands)
     if config.splits == 1:
         output: Array = outputs[0]
     else:
@@ -102,10 +103,10 @@ def _attend(
     q_ref: Ref,
     keys_ref: Ref,
     values_ref: Ref,
-    output_ref: Ref,
-    logsum_ref: Ref,
+    *others: Ref,
 ) -> None:
-    """What one program does."""
+    """What one program does. The others are the scales of a cache in int8, then what it writes: output and logsum."""
+    *scales_ref, output_ref, logsum_ref = others
     split, chunk, tile, kv_head = (pl.program_id(axis) for axis in range(4))
     tokens, heads, width = q_ref.shape[1:]
     blocks, kv_heads, block_tokens = values_ref.shape[1:4]
@@ -134,7 +135,13 @@ def _attend(
         value_place = (layer, block, kv_head, inside[:, None], column[None, :])
         values = plgpu.load(values_ref.at[value_place], mask=written[:, None] & real[None, :], other=0)
         seen = (position[None, :] <= last_seen[:, None]) & known
-        return _add(sums, jnp.where(seen, _dot(q, keys) * (LOG2_E / math.sqrt(width)), -jnp.inf), values)
+        scores = _dot(q, keys.astype(q.dtype)) * (LOG2_E / math.sqrt(width))
+        value_scale = None
+        if scales_ref:  # a product takes codes, which every type holds exactly, and its result the scales
+            key_scale = plgpu.load(scales_ref[0].at[layer, block, 0, kv_head, inside], mask=written, other=0)
+            value_scale = plgpu.load(scales_ref[0].at[layer, block, 1, kv_head, inside], mask=written, other=0)
+            scores *= key_scale[None, :]
+        return _add(sums, jnp.where(seen, scores, -jnp.inf), values.astype(q.dtype), value_scale)
 
     zeros = jnp.zeros(config.rows, jnp.float32)
     sums = _Sums(zeros - 1e30, zeros, jnp.zeros((config.rows, config.columns), jnp.float32))
@@ -149,12 +156,17 @@ def _attend(
     plgpu.store(logsum_ref.at[split, tile, token, head], sums.best / LOG2_E + jnp.log(total), mask=token < tokens)
 
 
-def _add(sums: _Sums, scores: Float[Array, "Q W"], values: Float[Array, "W E"]) -> _Sums:
+def _add(
+    sums: _Sums, scores: Float[Array, "Q W"], values: Float[Array, "W E"], scale: Float32[Array, "W"] | None
+) -> _Sums:
     best = jnp.maximum(sums.best, jnp.max(scores, axis=1))
     weights, shrink = jnp.exp2(scores - best[:, None]), jnp.exp2(sums.best - best)
+    total = sums.total * shrink + jnp.sum(weights, axis=1)
+    if scale is not None:
+        weights *= scale[None, :]
     return _Sums(
         best=best,
-        total=sums.total * shrink + jnp.sum(weights, axis=1),
+        total=total,
         output=sums.output * shrink[:, None] + _dot(weights.astype(values.dtype), values),
     )
 

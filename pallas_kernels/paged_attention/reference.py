@@ -21,10 +21,12 @@ def paged_attention(
     tiles, tokens, heads, width = q.shape
     groups = heads // kv.values.shape[2]
     # To [T, C * S, H, E]
-    keys, values = (
-        jnp.repeat(blocks.astype(jnp.float32).reshape(tiles, -1, blocks.shape[3], width), groups, axis=2)
-        for blocks in (kv.keys[layer, table].transpose(0, 1, 4, 2, 3), kv.values[layer, table].transpose(0, 1, 3, 2, 4))
-    )
+    blocks = kv.keys[layer, table].transpose(0, 1, 4, 2, 3), kv.values[layer, table].transpose(0, 1, 3, 2, 4)
+    numbers = [each.astype(jnp.float32) for each in blocks]
+    if kv.scales is not None:
+        scales = kv.scales[layer, table].transpose(2, 0, 1, 4, 3)[..., None]
+        numbers = [codes * scale for codes, scale in zip(numbers, scales, strict=True)]
+    keys, values = (jnp.repeat(each.reshape(tiles, -1, each.shape[3], width), groups, axis=2) for each in numbers)
     key_position = jnp.arange(keys.shape[1])
     written = key_position[None, :] < (start + length)[:, None]
     values = jnp.where(written[:, :, None, None], values, 0)

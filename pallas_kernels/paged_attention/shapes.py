@@ -1,5 +1,6 @@
 """What the Triton kernel asks of its operands."""
 
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -17,15 +18,19 @@ def check_operands(
     length: Int[Array, "_"],
 ) -> None:
     """Raises ValueError where the kernel would read its operands wrong; names both numbers that do not agree."""
-    keys, values = kv
+    keys, values, scales = kv
     heads, width = q.shape[2:]
     kv_heads, block_tokens = values.shape[2:4]
-    if q.dtype not in DTYPES or not q.dtype == keys.dtype == values.dtype:
+    cached = q.dtype if scales is None else jnp.int8
+    if q.dtype not in DTYPES or not cached == keys.dtype == values.dtype:
         raise ValueError(
-            f"queries are {q.dtype}, keys {keys.dtype}, values {values.dtype}: all must be {' or '.join(DTYPES)}, alike"
+            f"queries are {q.dtype}, keys {keys.dtype}, values {values.dtype}: all must be {' or '.join(DTYPES)},"
+            " alike, or the latter int8 with scales"
         )
     if keys.shape != (*values.shape[:3], values.shape[4], block_tokens):
         raise ValueError(f"keys of shape {keys.shape} are not values of shape {values.shape} with the positions last")
+    if scales is not None and scales.shape != (*values.shape[:2], 2, *values.shape[2:4]):
+        raise ValueError(f"scales of shape {scales.shape} are not those of values of shape {values.shape}")
     if width != values.shape[4]:
         raise ValueError(f"queries are {width} wide, keys and values {values.shape[4]}")
     if width > MAX_COLUMNS:

@@ -38,14 +38,21 @@ def paged_attention(
         key_position = c * block_tokens + jnp.arange(block_tokens, dtype=jnp.int32)
         # Past its sequence's end a block holds what its former owner left, NaN perhaps, which times 0 is still NaN.
         written = key_position[None, :] < end[:, None]
-        values = jnp.where(written[:, :, None], values.astype(jnp.float32), 0)
         scores = jnp.einsum("nqe,nes->nqs", queries, keys.astype(jnp.float32))
+        if kv.scales is None:
+            values = jnp.where(written[:, :, None], values.astype(jnp.float32), 0)
+        else:  # codes are finite, whoever left them
+            scales = kv.scales.at[layer, blocks].get(mode="promise_in_bounds")
+            scores = scores * scales[:, 0].reshape(batch, 1, block_tokens)
+            value_scale = jnp.where(written, scales[:, 1].reshape(batch, block_tokens), 0)
         scores = jnp.where(key_position[None, None, :] <= position[:, :, None], scores, -jnp.inf)
         new_best = jnp.maximum(best, jnp.max(scores, axis=-1))
         weights = jnp.exp(scores - new_best[..., None])
         shrink = jnp.exp(best - new_best)
         total = total * shrink + jnp.sum(weights, axis=-1)
-        summed = summed * shrink[..., None] + jnp.einsum("nqs,nse->nqe", weights, values)
+        if kv.scales is not None:
+            weights = weights * value_scale[:, None, :]
+        summed = summed * shrink[..., None] + jnp.einsum("nqs,nse->nqe", weights, values.astype(jnp.float32))
         return new_best, total, summed
 
     # Position 0 is seen by every query, so after the first block `best` is a score.

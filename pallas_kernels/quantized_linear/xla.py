@@ -15,7 +15,7 @@ from jax import Array, lax
 from jaxtyping import Float, Float32
 
 from pallas_kernels.layers import LayerIndex
-from pallas_kernels.linear.xla import product
+from pallas_kernels.linear.xla import by_blocks, product
 from pallas_kernels.quantized import (
     BLOCK,
     Int4Matrix,
@@ -29,8 +29,6 @@ from pallas_kernels.quantized import (
 from pallas_kernels.quantized_linear.layers import stacked
 
 LANES = BLOCK // 2
-BLOCK_BYTES = 1 << 20
-"""Of numbers that are made at once: what a core's cache holds beside all else."""
 
 
 def linear(x: Float[Array, "T L I"], weights: tuple[QuantizedMatrix, ...], layer: LayerIndex) -> Float[Array, "T L O"]:
@@ -75,25 +73,15 @@ def _by_lanes(x: Float32[Array, "I"], stack: Int8Matrix | Int4Matrix, layer: Lay
 
 
 def _by_blocks(x: Float32[Array, "N I"], stack: QuantizedMatrix, layer: LayerIndex) -> Float32[Array, "N O"]:
-    outs = stack.codes.shape[1]
-    block = _block_rows(outs, x.shape[1])
-
-    def of_block(index: Array | int) -> Float32[Array, "O N"]:
-        matrix = _layer(stack, layer, index * block, block)
+    def of_block(first: Array | int, count: int) -> Float32[Array, "O N"]:
+        matrix = _layer(stack, layer, first, count)
         if isinstance(matrix, Int8Matrix):
             return product(x, lax.optimization_barrier(dense(matrix))).T
         pairs = zip(half_columns(x), lax.optimization_barrier(halves(matrix)), strict=True)
         low, high = (product(columns, numbers).T for columns, numbers in pairs)
         return low + high
 
-    if block == outs:
-        return of_block(0).T
-
-    def put_block(index: Array, y: Float32[Array, "O N"]) -> Float32[Array, "O N"]:
-        return lax.dynamic_update_slice(y, of_block(index), (index * block, 0))
-
-    y: Array = lax.fori_loop(0, outs // block, put_block, jnp.zeros((outs, x.shape[0]), jnp.float32))
-    return y.T
+    return by_blocks(x, stack.codes.shape[1], of_block)
 
 
 def _layer(stack: QuantizedMatrix, layer: LayerIndex | int, first: Array | int, rows: int) -> QuantizedMatrix:
@@ -105,12 +93,3 @@ def _layer(stack: QuantizedMatrix, layer: LayerIndex | int, first: Array | int, 
 
     found: QuantizedMatrix = jax.tree.map(cut, stack)
     return found
-
-
-def _block_rows(outs: int, columns: int) -> int:
-    """As many as fit and divide all rows; all, where no such number is near."""
-    most = max(1, BLOCK_BYTES // (4 * columns))
-    if outs <= most:
-        return outs
-    fitting = next(rows for rows in range(most, 0, -1) if outs % rows == 0)
-    return fitting if 4 * fitting >= most else outs

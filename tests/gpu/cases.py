@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TIME_LIMIT = 900.0
 
 Kind = Literal["decode", "prefill"]
-Variant = Literal["whole", "base", "slicing", "keeping"]
+Variant = Literal["whole", "base", "ensembles", "slicing", "keeping"]
 CHIPS = ("a100", "h100", "b200")
 MOSAIC_CHIPS = ("h100", "b200")
 KINDS: tuple[Kind, ...] = ("decode", "prefill")
@@ -28,8 +28,8 @@ class Case:
     """A step of a workload at some depth, on a chip.
 
     Attributes:
-        variant: `whole` is what the engine runs, `base` leaves the adapters out. How not to do it: `slicing` cuts each
-            layer's pages out of the pool, `keeping` donates nothing.
+        variant: `whole` is what the engine runs, `base` leaves the adapters out, `ensembles` is what decodes these. How
+            not to do it: `slicing` cuts each layer's pages out of the pool, `keeping` donates nothing.
     """
 
     chip: str

@@ -17,10 +17,18 @@ from tests.gpu.cases import Case, Kind, Variant
 from tests.gpu.facts import Facts, copied, kernels, launches
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import DONATED, Step, slicing_pools, step, without_adapters
-from tests.gpu.workloads import INT4_PAGES, QUANTISED, WORKLOADS
+from tests.gpu.workloads import INT4_PAGES, KV_INT8, QUANTISED, SAVED, WORKLOADS
 
 TARGETS = Path(__file__).parent / "targets"
-HLO_TYPES = {"bfloat16": "bf16", "float32": "f32", "float16": "f16", "uint16": "u16", "int32": "s32", "bool": "pred"}
+HLO_TYPES = {
+    "bfloat16": "bf16",
+    "float32": "f32",
+    "float16": "f16",
+    "uint16": "u16",
+    "int8": "s8",
+    "int32": "s32",
+    "bool": "pred",
+}
 
 
 def main() -> None:
@@ -43,7 +51,8 @@ def _program(case: Case) -> Step:
         ops = without_adapters(ops)
     if case.variant == "slicing":
         ops = slicing_pools(ops)
-    program = step(case.kind, (WORKLOADS | QUANTISED | INT4_PAGES)[case.workload].at_depth(case.layers), ops)
+    workload = (WORKLOADS | QUANTISED | SAVED | KV_INT8 | INT4_PAGES)[case.workload].at_depth(case.layers)
+    program = step(case.kind, workload, ops, ensembles=case.variant == "ensembles")
     return program._replace(donated=()) if case.variant == "keeping" else program
 
 

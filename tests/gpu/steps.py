@@ -51,8 +51,8 @@ class Step(NamedTuple):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def step(kind: Kind, workload: Workload, ops: Ops) -> Step:
-    """A step as the runner dispatches it, in its largest bucket."""
+def step(kind: Kind, workload: Workload, ops: Ops, *, ensembles: bool = False) -> Step:
+    """A step as the runner dispatches it on a GPU, in its largest bucket; in decode with or without ensembles."""
     model, engine = workload.model, workload.engine
     program = getattr(Program(model, ops), kind)
     rows = engine.row_buckets[-1] if kind == "decode" else engine.chunk_buckets[-1] // engine.prefill_tile
@@ -64,7 +64,7 @@ def step(kind: Kind, workload: Workload, ops: Ops) -> Step:
         "tiles": _tiles(rows, -(-engine.max_model_len // engine.kv_block)),
         "samples": np.bool_(False),
         "sampling": _sampling(rows, engine.max_rows, MAX_STOPS + len(model.eos_token_ids)),
-        "ensembles": EnsembleBatch.pack((), rows),
+        "ensembles": EnsembleBatch.pack((), rows) if ensembles else None,
         "pools": jax.eval_shape(
             lambda: AdapterPool.create(model, pool_capacities(engine), jnp.dtype(engine.dtype)).arrays
         ),
@@ -118,7 +118,7 @@ def _kv_cache(workload: Workload) -> KvCache:
         heads=model.num_kv_heads,
         block_tokens=engine.kv_block,
         width=model.head_dim,
-        dtype=engine.dtype,
+        dtype=engine.kv_dtype or engine.dtype,
     )
 
 

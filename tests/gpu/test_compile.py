@@ -23,6 +23,8 @@ ADDED_UP_BEFORE = {"a100": 1}
 EMBEDDING_AND_HEAD = 2
 THEIR_OPERANDS = 2
 """Ids of tokens and the head's input, which become arrays only because a kernel reads them."""
+COMBINING = 7
+"""Launches that put the logits of an ensemble's rows together."""
 
 pytestmark = [
     pytest.mark.gpu_compile,
@@ -82,6 +84,14 @@ def test_adapters_cost_a_launch_for_each_group_of_projections(chip: str) -> None
 def test_adapters_need_next_to_no_memory_beside_their_pool(chip: str) -> None:
     whole, base = (compiled(Case(chip, "decode", WORKLOAD, DEEP, variant)) for variant in ("whole", "base"))
     assert whole.temporary - base.temporary < whole.pools / 100
+
+
+def test_ensembles_are_paid_for_by_their_own_program() -> None:
+    whole, ensembles = (compiled(Case("h100", "decode", WORKLOAD, SHALLOW, each)) for each in ("whole", "ensembles"))
+    assert 0 < ensembles.launches - whole.launches <= COMBINING
+    assert whole.temporary < ensembles.temporary
+    assert ensembles.aliased == ensembles.donated
+    assert ensembles.copied == []
 
 
 def test_pages_that_are_cut_out_of_the_pool_are_noticed() -> None:

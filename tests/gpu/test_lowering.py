@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from openlora_jax.model.parameters import Parameters
 from openlora_jax.model.transformer import Transformer
 from openlora_jax.model.weights import random_weights, with_values
 from pallas_kernels.registry import implementations
+from pallas_kernels.shortcut import declined
 from pallas_kernels.triton_call import triton_call
 from tests.gpu.cases import KINDS, Kind
 from tests.gpu.lowering import lower_cuda, triton_kernels
@@ -52,7 +54,7 @@ def test_what_a_base_model_runs_has_no_adapters(kind: Kind) -> None:
 @each_step
 def test_operands_are_what_the_runner_dispatches(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = EngineConfig(**SETTINGS)
-    ops = implementations("cpu")
+    ops = replace(implementations("cpu"), shortcut=declined)
     model = Transformer(MODEL)
     with_values(model, {name: jnp.asarray(value) for name, value in random_weights(MODEL, seed=0).items()})
     pool = AdapterPool.create(MODEL, pool_capacities(engine), jnp.dtype(engine.dtype))

@@ -94,6 +94,9 @@ WORKLOADS = {
     "smollm2-135m": Workload(SMOLLM2_135M, ENGINE),
 }
 
+SAVED = {"llama-3.1-8b saved": Workload(LLAMA_8B, ENGINE.model_copy(update={"saved_pages": 5}))}
+"""With room for adapters' own heads and embeddings, past 4 GiB of each."""
+
 FORMATS = {
     "int8": Quantization(format="int8", group=32),
     "int4": Quantization(format="int4", group=128, offsets="float16"),
@@ -102,3 +105,4 @@ FORMATS = {
 QUANTISED = {
     f"llama-3.1-8b {name}": Workload(replace(LLAMA_8B, quantization=how), ENGINE) for name, how in FORMATS.items()
 }
+KV_INT8 = {"llama-3.1-8b kv int8": Workload(LLAMA_8B, ENGINE.model_copy(update={"kv_dtype": "int8"}))}

@@ -51,6 +51,17 @@ def test_bytes_of_each_part(dtype: str, itemsize: int) -> None:
         plan.check(plan.total - 1)
 
 
+def test_keys_and_values_in_int8_are_counted_with_their_scales() -> None:
+    few = MemoryPlan.of(EngineConfig.of({**SETTINGS, "kv_dtype": "int8"}), MODEL)
+    assert few.kv == 65 * 16 * 2 * 2 * 2 * (8 + 4)
+    assert "65 KV blocks of 16 tokens in int8" in str(few)
+    for dtype, more in (("float32", 3.75), ("bfloat16", 1.88)):
+        sizes = [
+            MemoryPlan.of(EngineConfig.of({"dtype": dtype, **kv}), SMOLLM2_135M).kv for kv in ({"kv_dtype": "int8"}, {})
+        ]
+        assert sizes[1] / sizes[0] == pytest.approx(more, abs=0.02)
+
+
 def test_without_a_budget_the_default_counts_come_out() -> None:
     plan = MemoryPlan.of(EngineConfig(), SMOLLM2_135M)
     assert plan.kv_blocks == 513
@@ -173,6 +184,21 @@ def test_vector_pages_are_planned_where_an_adapter_has_some_or_the_settings_ask(
     assert MemoryPlan.of(SMALL, MODEL, gains, observed(planned=kept)).pages == planned.pages
     asked = EngineConfig.of(SMALL.model_dump(include=SMALL.model_fields_set) | {"vector_pages": 5})
     assert MemoryPlan.of(asked, MODEL, plain).pages["up_proj.vector"] == 5
+
+
+def test_pages_of_saved_modules_are_planned_where_an_adapter_has_one_or_the_settings_ask() -> None:
+    plain, headed = Demand({(("q_proj", 1),): 1}), Demand({(("lm_head.saved", 1), ("q_proj", 1)): 1})
+    budget = MemoryPlan.of(SMALL, MODEL, plain).total
+    planned = MemoryPlan.of(SMALL, MODEL, headed, None, budget)
+    assert planned.pages.keys() == {*MODULES, "lm_head.saved"}
+    assert planned.pools["lm_head.saved"] == planned.pages["lm_head.saved"] * 4 * MODEL.vocab_size * MODEL.hidden_size
+    assert planned.total <= budget
+    kept = Planned(basis=planned.basis, pages=MemoryPlan.of(SMALL, MODEL, plain, None, budget).pages, kv_blocks=33)
+    assert MemoryPlan.of(SMALL, MODEL, headed, observed(planned=kept), budget).pages == planned.pages
+    asked = EngineConfig.of(SMALL.model_dump(include=SMALL.model_fields_set) | {"saved_pages": 2})
+    assert MemoryPlan.of(asked, MODEL, plain).pages["embed_tokens.saved"] == 2
+    least = planned.total - sum(planned.pools.values()) - planned.kv
+    assert "lm_head.saved" not in MemoryPlan.of(SMALL, MODEL, headed, None, least + 90_000).pages
 
 
 def test_what_is_too_much_by_now_is_planned_again() -> None:

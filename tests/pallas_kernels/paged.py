@@ -55,4 +55,17 @@ def scene(shape: Shape, starts: Sequence[int], lengths: Sequence[int], seed: int
 
 
 def cache(kv: Cached, dtype: str = "float32") -> KvCache:
-    return KvCache(jnp.asarray(kv[:, :, 0].swapaxes(3, 4), dtype), jnp.asarray(kv[:, :, 1], dtype))
+    """In int8, as the numbers are rounded here, in numpy."""
+    if dtype != "int8":
+        return KvCache(jnp.asarray(kv[:, :, 0].swapaxes(3, 4), dtype), jnp.asarray(kv[:, :, 1], dtype))
+    scales = (np.abs(kv).max(axis=5) / 127).astype(np.float32)
+    codes = np.nan_to_num(np.round(kv / np.where(scales == 0, 1, scales)[..., None])).astype(np.int8)
+    return KvCache(jnp.asarray(codes[:, :, 0].swapaxes(3, 4)), jnp.asarray(codes[:, :, 1]), jnp.asarray(scales))
+
+
+def rounded(kv: Cached) -> Cached:
+    """The numbers that such a cache holds."""
+    keys, values, scales = map(np.asarray, cache(kv, "int8"))
+    codes = np.stack((keys.swapaxes(3, 4), values), axis=2)
+    numbers: Cached = codes * scales[..., None]
+    return numbers

@@ -19,7 +19,7 @@ from pallas_kernels.paged_attention.api import PagedAttention
 from pallas_kernels.paged_attention.config import AttentionConfig, attention_config
 from pallas_kernels.paged_attention.shapes import check_operands
 from tests.gpu.lowering import lower_cuda, triton_kernels
-from tests.pallas_kernels.paged import BLOCKS, LAYERS, Cached, Shape, Tiles, cache, scene
+from tests.pallas_kernels.paged import BLOCKS, LAYERS, Cached, Shape, Tiles, cache, rounded, scene
 from tests.pallas_kernels.real import INTERPRET
 
 kernel = functools.partial(pallas_triton.paged_attention, interpret=INTERPRET)
@@ -32,6 +32,11 @@ KERNEL_SHAPES = [
     Shape(tokens=5, heads=4, kv_heads=4, width=24, columns=3),
     Shape(tokens=16, heads=9, kv_heads=3, width=64, block=32, columns=3),
     Shape(tokens=64, heads=3, kv_heads=1, width=32, block=128, columns=2, dtype="bfloat16"),
+]
+CODED_SHAPES = [
+    Shape(),
+    Shape(heads=20, kv_heads=1, width=80, block=48, columns=3, dtype="bfloat16"),
+    Shape(tokens=16, heads=9, kv_heads=3, width=64, block=32, columns=3),
 ]
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
 
@@ -57,12 +62,14 @@ def expected(q: Array, kv: Cached, blocks: Sequence[int], positions: Sequence[in
 @pytest.mark.parametrize(
     ("starts", "tokens", "length"), [([0, 15, 16, 70], 1, 1), ([0, 16, 64], 16, 16), ([0, 48], 16, 5)]
 )
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_attention_sees_its_own_sequence_up_to_itself(
-    attention: PagedAttention, starts: list[int], tokens: int, length: int
+    attention: PagedAttention, starts: list[int], tokens: int, length: int, dtype: str
 ) -> None:
     tiles, kv = scene(Shape(tokens), starts, [length] * len(starts))
+    kv_cache, kv = cache(kv, dtype), rounded(kv) if dtype == "int8" else kv
     for layer in range(LAYERS):
-        output = attend(attention, tiles, cache(kv), layer)
+        output = attend(attention, tiles, kv_cache, layer)
         for tile, start in enumerate(starts):
             blocks = tiles.table[tile].tolist()
             for token in range(length):
@@ -70,14 +77,18 @@ def test_attention_sees_its_own_sequence_up_to_itself(
                 np.testing.assert_allclose(output[tile, token], want, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", KERNEL_SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [*((shape, shape.dtype) for shape in KERNEL_SHAPES), *((shape, "int8") for shape in CODED_SHAPES)],
+    ids=str,
+)
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
-def test_the_kernel_agrees_with_the_reference(shape: Shape, data: st.DataObject) -> None:
+def test_the_kernel_agrees_with_the_reference(shape: Shape, dtype: str, data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(0, shape.tokens), min_size=3, max_size=3), label="lengths")
     starts = [data.draw(st.integers(0, shape.columns * shape.block - length), label="start") for length in lengths]
     tiles, kv = scene(shape, starts, lengths, seed=data.draw(st.integers(0, 99), label="seed"))
-    kv_cache = cache(kv, shape.dtype)
+    kv_cache = cache(kv, dtype)
     output, want = (attend(attention, tiles, kv_cache) for attention in (kernel, reference.paged_attention))
     assert np.isfinite(np.asarray(output, np.float32)).all()
     for tile, length in enumerate(lengths):
@@ -142,8 +153,13 @@ def test_what_the_kernel_cannot_read_is_refused(shape: Shape) -> None:
 
 def test_operands_that_do_not_fit_together_are_refused() -> None:
     tiles, kv = scene(Shape(), [0], [1])
-    keys, values = cache(kv)
+    keys, values, _ = cache(kv)
+    few = cache(kv, "int8")
+    assert few.scales is not None
     wrong = [
+        (tiles, few._replace(scales=None), "float32, keys int8, values int8: .* alike, or"),
+        (tiles, few._replace(scales=few.scales[:, :, :1]), "scales of shape .* values of shape"),
+        (tiles, KvCache(keys, values, few.scales), "float32, keys float32"),
         (tiles, KvCache(keys.astype(jnp.bfloat16), values), "keys bfloat16, values float32"),
         (tiles, KvCache(keys, values[:, :, :1]), r"keys of shape .* values of shape"),
         (tiles, KvCache(keys[:, :, :, :4], values[..., :4]), "8 wide, keys and values 4"),
@@ -166,18 +182,22 @@ def test_the_cut_is_one_that_tensor_cores_take(shape: Shape) -> None:
     assert cut.columns >= shape.width
 
 
-@pytest.mark.parametrize("shape", KERNEL_SHAPES, ids=str)
-def test_cuda_gets_the_cache_whole(shape: Shape) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [*((shape, shape.dtype) for shape in KERNEL_SHAPES), *((shape, "int8") for shape in CODED_SHAPES)],
+    ids=str,
+)
+def test_cuda_gets_the_cache_whole(shape: Shape, dtype: str) -> None:
     """In one launch, and in one more that joins splits. The control slices a layer out, which on a device copies it."""
     tiles, kv = scene(shape, [0] * 3, [1] * 3)
     launches = {"paged_attention_kernel": 1}
-    if config(tiles, cache(kv, shape.dtype)).splits > 1:
+    if config(tiles, cache(kv, dtype)).splits > 1:
         launches["join_splits_kernel"] = 1
-    operands = tiles.q, cache(kv, shape.dtype), tiles.table, tiles.start, tiles.length
+    operands = tiles.q, cache(kv, dtype), tiles.table, tiles.start, tiles.length
     first, second = np.asarray(0, np.int32), np.asarray(1, np.int32)
 
     def sliced(q: Array, kv: KvCache, *rest: Array) -> Array:
-        layer = KvCache(kv.keys[1:], kv.values[1:])
+        layer = jax.tree.map(lambda part: part[1:], kv)
         return pallas_triton.paged_attention(q, layer, first, *rest)
 
     def whole(q: Array, kv: KvCache, *rest: Array) -> Array:

@@ -51,6 +51,43 @@ def test_keys_and_values_land_at_their_positions_and_nowhere_else(
 
 
 @IMPLEMENTATIONS
+@pytest.mark.parametrize(("starts", "tokens"), [([0, 15, 33], 1), ([0, 48], 16)])
+def test_a_cache_in_int8_holds_codes_and_their_scales(kv_write: KvWrite, starts: list[int], tokens: int) -> None:
+    """To half a step, and exactly those of zeros; another tile's columns stay as they are."""
+    shape = Shape(tokens)
+    tiles, before = scene(shape, starts, [0] * len(starts))
+    k, v = np.random.default_rng(7).normal(size=(2, len(starts), tokens, shape.kv_heads, shape.width)) * 30
+    k[1, 0, 1], v[0, 0] = 0, 0
+    first = jnp.zeros(len(starts), jnp.int32).at[-1].set(min(5, tokens - 1))
+    new = jnp.asarray(k, jnp.float32), jnp.asarray(v, jnp.float32)
+    length = jnp.full(len(starts), tokens, jnp.int32)
+    empty = cache(np.zeros_like(before), "int8")
+    after = jax.jit(kv_write)(empty, *new, jnp.int32(1), tiles.table, tiles.start, first, length)
+    want = np.zeros_like(before)
+    for tile, start in enumerate(starts):
+        for token in range(int(first[tile]), tokens):
+            block, place = divmod(start + token, shape.block)
+            want[1, tiles.table[tile, block], :, :, place] = k[tile, token], v[tile, token]
+    keys, values, scales = map(np.asarray, after)
+    numbers = np.stack((keys.swapaxes(3, 4), values), axis=2) * scales[..., None]
+    steps = np.abs(want).max(axis=5, keepdims=True) / 127
+    assert (np.abs(numbers - want)[:, 1:] <= 0.51 * steps[:, 1:]).all()
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_so_for_its_own_head(kv_write: KvWrite, value: float) -> None:
+    shape = Shape()
+    tiles, before = scene(shape, [3], [0])
+    new = jnp.ones((1, 1, shape.kv_heads, shape.width)).at[0, 0, 1, 2].set(value)
+    once = jnp.asarray([1], jnp.int32)
+    empty = cache(np.zeros_like(before), "int8")
+    after = jax.jit(kv_write)(empty, new, new, jnp.int32(0), tiles.table, tiles.start, 0 * once, once)
+    scales = np.asarray(after.scales)[0, int(tiles.table[0, 0]), :, :, 3]
+    np.testing.assert_array_equal(np.isfinite(scales), [[True, False]] * 2)
+
+
+@IMPLEMENTATIONS
 def test_padding_tiles_touch_nobodys_block_alone(kv_write: KvWrite) -> None:
     shape = Shape(tokens=16)
     tiles, before = scene(shape, [16, 0, 0], [0] * 3)

@@ -18,6 +18,7 @@ from pallas_kernels.paged_attention.api import PagedAttention
 from pallas_kernels.quantized_linear.api import QuantizedLinear
 from pallas_kernels.quantized_linear.layers import QuantizedLayers
 from pallas_kernels.registry import PLATFORMS, TABLE, Implementation, implementations, resolve
+from pallas_kernels.saved.api import SavedEmbedding, SavedLinear
 from pallas_kernels.shortcut import Shortcut
 from pallas_kernels.threshold.api import Threshold
 from pallas_kernels.top_k.api import TopK
@@ -28,6 +29,8 @@ PROTOCOLS = {
     "linear": Linear,
     "quantized_linear": QuantizedLinear,
     "quantized_layers": QuantizedLayers,
+    "saved_linear": SavedLinear,
+    "saved_embedding": SavedEmbedding,
     "affine": Affine,
     "lora": Lora,
     "int4_lora": Int4Lora,

@@ -58,6 +58,11 @@ class AdapterCase:
     old_config: bool = False
     embedding_keys_only: bool = False
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether it can be part of no mix, nor have another weight than 1."""
+        return bool(self.config.get("use_dora") or self.config.get("modules_to_save"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixCase:
@@ -299,6 +304,43 @@ ADAPTERS: dict[str, AdapterCase] = {
             "trainable_token_indices": {"embed_tokens": [19, 239], "lm_head": list(range(0, 40, 2))},
         },
     ),
+    # Embedding and head in the place of the base's.
+    "saved_head": AdapterCase(config={"r": 4, "lora_alpha": 8, "target_modules": QV, "modules_to_save": ["lm_head"]}),
+    "saved_embed": AdapterCase(
+        config={
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["v_proj", "lm_head"],
+            "modules_to_save": ["model.embed_tokens"],
+        },
+        stored="bfloat16",
+    ),
+    "saved_both": AdapterCase(
+        config={
+            "r": 4,
+            "lora_alpha": 8,
+            "use_dora": True,
+            "target_modules": QV,
+            "modules_to_save": ["embed_tokens", "lm_head"],
+        }
+    ),
+    "saved_tied_head": AdapterCase(
+        base="llama_tied", config={"r": 4, "lora_alpha": 8, "target_modules": QV, "modules_to_save": ["lm_head"]}
+    ),
+    "saved_tied_embed": AdapterCase(
+        base="llama_tied", config={"r": 4, "lora_alpha": 8, "target_modules": QV, "modules_to_save": ["embed_tokens"]}
+    ),
+    "saved_tied_ensured": AdapterCase(
+        base="llama_tied",
+        stored="bfloat16",
+        config={
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": QV,
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+    ),
 }
 
 MIXES: dict[str, MixCase] = {
@@ -345,6 +387,11 @@ ENSEMBLES: dict[str, EnsembleCase] = {
     "probs": EnsembleCase(
         members=({}, {"rank_33": 1.0}, {"head": 1.0}, {"embed": 0.7, "rank_1": -1.0}),
         weights=(0.1, 0.4, 0.2, 0.3),
+        method="mean_probs",
+    ),
+    "saved": EnsembleCase(
+        members=({"saved_head": 1.0}, {"saved_embed": 1.0}, {"rank_8": 1.0}),
+        weights=(0.4, 0.3, 0.3),
         method="mean_probs",
     ),
 }

@@ -25,6 +25,7 @@ CONFIG = EngineConfig(
     pool_pages=129,
     wide_pool_pages=17,
     vector_pages=9,
+    saved_pages=3,
 )
 """One program of each kind, and chunks and blocks short enough for the longest row to need several."""
 

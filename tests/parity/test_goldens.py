@@ -32,7 +32,7 @@ def test_mix_scores_as_the_base_with_summed_deltas(name: str, house: House, gold
     assert max_difference(house.score(base, goldens.rows, case.adapters), goldens.mixes[name]) <= BOUND
 
 
-@pytest.mark.parametrize("name", [name for name, case in ADAPTERS.items() if not case.config.get("use_dora")])
+@pytest.mark.parametrize("name", [name for name, case in ADAPTERS.items() if not case.is_alone])
 def test_a_doubled_scale_is_noticed(name: str, house: House, goldens: Goldens) -> None:
     assert max_difference(adapter_scores(house, goldens, name, 2.0), goldens.adapters[name]) >= MOVED
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.parity.cases import ADAPTERS, BASES, AdapterCase
 from tests.parity.conftest import House
-from tests.parity.goldens import BOUND, MOVED, Goldens, max_difference
+from tests.parity.goldens import BOUND, MOVED, Goldens, Row, max_difference
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -69,7 +69,7 @@ def test_feature(name: str, bases: dict[str, Path], house: House, goldens: Golde
     house.install(adapter.name, adapter, base)
     adapted = score(load_adapter(base, adapter), goldens.rows)
     assert max_difference(house.score(base, goldens.rows), adapted) >= MOVED
-    if not ADAPTERS[name].config.get("use_dora"):
+    if not ADAPTERS[name].is_alone:
         assert max_difference(house.score(base, goldens.rows, {adapter.name: 2.0}), adapted) >= MOVED
     assert max_difference(house.score(base, goldens.rows, {adapter.name: 1.0}), adapted) <= BOUND
 
@@ -103,6 +103,29 @@ def test_initial_adapter(
     adapted = score(model.eval(), goldens.rows)
     assert max_difference(house.score(bases["llama"], goldens.rows), adapted) >= MOVED
     assert max_difference(house.score(bases["llama"], goldens.rows, {adapter.name: 1.0}), adapted) <= BOUND
+
+
+def test_alora_scores_as_peft_generates(bases: dict[str, Path], house: House, goldens: Goldens, tmp_path: Path) -> None:
+    """Forced to say what is scored, the invocation once more in it; peft's forward pass would start anew there."""
+    adapter = tmp_path / "live_alora_forced"
+    make_adapter(ADAPTERS["alora"], bases["llama"], adapter, SEED)
+    house.install(adapter.name, adapter, bases["llama"])
+    model, prompt = load_adapter(bases["llama"], adapter), goldens.rows[5].prompt_ids
+    row = Row(prompt, (*goldens.rows[5].completion_ids[:4], 239, 7, 100))
+    forced = dict(enumerate(row.completion_ids, start=len(prompt)))
+    generated = model.generate(
+        input_ids=torch.tensor([prompt]),
+        max_new_tokens=len(row.completion_ids),
+        do_sample=False,
+        eos_token_id=None,
+        prefix_allowed_tokens_fn=lambda _, ids: [forced[len(ids)]],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logprobs = [each.double().log_softmax(-1)[0] for each in generated.logits]
+    wanted = [float(each[token]) for each, token in zip(logprobs, row.completion_ids, strict=True)]
+    assert max_difference(house.score(bases["llama"], (row,), {adapter.name: 1.0}), [wanted]) <= BOUND
+    assert max_difference(score(model, (row,)), [wanted]) >= MOVED / 10
 
 
 def test_mix(bases: dict[str, Path], house: House, goldens: Goldens, tmp_path: Path) -> None:

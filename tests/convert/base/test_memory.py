@@ -1,11 +1,15 @@
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from convert.base.hf_config import read_hf_config
+from openlora_jax.bench.quantised.measure import LOADING
+from openlora_jax.bench.quantised.memory import peak
 from openlora_jax.model.checkpoint import BaseManifest
+from openlora_jax.model.stored import weight_bytes
 from tests.convert.base.checkpoints import CONFIG, hf_tensors, write_hf
 from tests.convert.base.peak import peak_of_conversion
 
@@ -18,6 +22,28 @@ LARGE = {
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
 }
+
+
+SMALL = {**LARGE, "vocab_size": 48_000, "hidden_size": 512, "intermediate_size": 2048}
+
+
+@pytest.mark.parametrize("fields", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["small", "large"])
+def test_a_quantised_model_takes_no_more_than_itself_and_one_tensor(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Neither to make it nor to load it; the libraries' own memory left out. In float32 it would be twice as much."""
+    source = write_hf(tmp_path / "hf", fields, None)
+    config = read_hf_config(source)
+    tensors = hf_tensors(config)
+    largest = max(tensor.nbytes for tensor in tensors.values())
+    plain = sum(tensor.nbytes for tensor in tensors.values())
+    write_hf(source, fields, tensors)
+    del tensors
+    convert = ("openlora_jax", "convert", "base", str(source))
+    alone = peak(*convert, str(source), status=2)
+    converting = peak(*convert, str(tmp_path / "base"), "--quant", "int4") - alone
+    loading = peak(LOADING, str(tmp_path / "base")) - peak(LOADING)
+    promised = weight_bytes(BaseManifest.read(tmp_path / "base").config, "float32") + largest
+    assert 1.5 * promised < plain
+    assert max(converting, loading) < promised
 
 
 @pytest.mark.slow

@@ -7,11 +7,16 @@ from contextlib import closing
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pytest
 
+from convert.base import convert_base
 from convert.base.gguf_file import GgufFile
 from convert.base.gguf_tokenizer import read_gguf_tokenizer
+from convert.base.source import GgufSource
 from openlora_jax.model.checkpoint import BaseManifest, read_weights
+from openlora_jax.model.weights import weight_table
+from pallas_kernels.quantized import QuantizedMatrix, dense
 from tests.convert.base.peak import ROOT, peak_of_conversion
 
 pytestmark = pytest.mark.real_model
@@ -81,6 +86,18 @@ def test_known_ids_of_the_chat_template(gguf_file: GgufFile) -> None:
     ]
     question = [1, 4093, 198, 1780, 314, 216, 34, 27, 34, 47, 2, 198]
     assert files.tokenizer.encode(text).ids == [*system, *question, 1, 520, 9531, 198]
+
+
+@pytest.mark.slow
+def test_in_int4_it_is_what_the_file_holds(gguf_path: Path, gguf_file: GgufFile, tmp_path: Path) -> None:
+    """Q4_1 is int4 with offsets in groups of 32, and its embedding int8: no number changes."""
+    config = convert_base(gguf_path, tmp_path / "base", "float32", lambda *_: None, "int4").manifest.config
+    exact = GgufSource(gguf_file, config)
+    values = read_weights(tmp_path / "base", config, "float32")
+    for name, weight in weight_table(config).items():
+        stored = np.concatenate([np.concatenate(list(exact.blocks(source))) for source, _ in weight.sources])
+        found = dense(values[name]) if isinstance(values[name], QuantizedMatrix) else values[name]
+        np.testing.assert_array_equal(found, stored, err_msg=name)
 
 
 def test_the_conversion(gguf_path: Path, tmp_path: Path) -> None:

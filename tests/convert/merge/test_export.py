@@ -1,17 +1,20 @@
 """What is written for peft is converted back into the same adapter."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from convert.adapter import convert_adapter
+from convert.adapter import BaseWeights, convert_adapter
 from convert.merge import export_adapter
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
-from openlora_jax.errors import CannotInstall, UnsupportedFeature
+from openlora_jax.errors import CannotInstall, InvalidRequest, UnsupportedFeature
+from openlora_jax.model.checkpoint import write_weights
+from openlora_jax.model.weights import random_weights
 from tests.convert.adapter.conftest import CONFIG, SIZES, Array, Save, linear, lora
 from tests.convert.merge.conftest import BASE, MergeThem
 
@@ -72,12 +75,44 @@ def biases() -> dict[str, Array]:
     }
 
 
-def test_a_gain_is_not_exported(save: Save, tmp_path: Path) -> None:
+@pytest.mark.parametrize("modules", [("lm_head",), ("embed_tokens", "lm_head")])
+def test_saved_modules_come_back(save: Save, tmp_path: Path, modules: tuple[str, ...]) -> None:
+    keys = {"embed_tokens": "base_model.model.model.embed_tokens.weight", "lm_head": "base_model.model.lm_head.weight"}
+    rng = np.random.default_rng(6)
+    saved = {keys[module]: rng.standard_normal((50, 32), np.float32) for module in modules}
+    first = convert_adapter(save(lora() | saved, lora_alpha=4, modules_to_save=list(modules)), BASE)
+    export_adapter(first.manifest, first.tensors, tmp_path / "out")
+    assert convert_adapter(tmp_path / "out", BASE).report["digest"] == first.report["digest"]
+    alone = convert_adapter(save(saved, modules_to_save=list(modules)), BASE)
+    with pytest.raises(UnsupportedFeature, match="exporting saved modules without LoRA"):
+        export_adapter(alone.manifest, alone.tensors, tmp_path / "alone")
+
+
+def test_a_gain_asks_for_the_weights_of_its_base(save: Save, tmp_path: Path) -> None:
     first = convert_adapter(save(lora() | biases(), lora_alpha=4, lora_bias=True), BASE)
     modules = {name: size.model_copy(update={"vector": "gain"}) for name, size in first.manifest.modules.items()}
-    with pytest.raises(UnsupportedFeature, match="exporting a DoRA adapter"):
-        export_adapter(first.manifest.model_copy(update={"modules": modules}), first.tensors, tmp_path / "out")
+    manifest = first.manifest.model_copy(update={"modules": modules})
+    other = BaseWeights(tmp_path, replace(BASE, digest="0" * 64))
+    for weights in (None, other):
+        with pytest.raises(InvalidRequest, match=f"the weights of base {BASE.digest[:12]}.* give its directory"):
+            export_adapter(manifest, first.tensors, tmp_path / "out", weights)
     assert not (tmp_path / "out").exists()
+
+
+def test_magnitudes_come_back(save: Save, tmp_path: Path) -> None:
+    write_weights(tmp_path / "base", random_weights(CONFIG, seed=1))
+    weights, rng = BaseWeights(tmp_path / "base", BASE), np.random.default_rng(2)
+    tensors = lora(("v_proj",))
+    for layer in range(CONFIG.num_layers):
+        magnitude = rng.uniform(0.5, 2, SIZES["v_proj"][1]).astype(np.float32)
+        magnitude[layer] = 0
+        tensors[f"{linear('v_proj', layer)}.lora_magnitude_vector"] = magnitude
+    first = convert_adapter(save(tensors, use_dora=True), BASE, weights=weights)
+    export_adapter(first.manifest, first.tensors, tmp_path / "out", weights)
+    second = convert_adapter(tmp_path / "out", BASE, weights=weights)
+    assert second.tensors.keys() == first.tensors.keys()
+    for key, tensor in first.tensors.items():
+        np.testing.assert_allclose(second.tensors[key], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_the_configuration(save: Save, tmp_path: Path) -> None:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from convert.adapter import BaseWeights, Conversion, convert_adapter
+from convert.adapter import BaseWeights, convert_adapter
 from convert.base import convert_base
 from convert.merge import export_adapter
-from openlora_jax.errors import UnsupportedFeature
 from openlora_jax.model.checkpoint import BaseManifest
 from tests.convert.merge.conftest import ignore
 from tests.parity.cases import ADAPTERS
@@ -23,9 +22,6 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 BOUND = 1e-4
 
 
-DORA = [name for name, case in ADAPTERS.items() if case.config.get("use_dora")]
-
-
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Converted."""
@@ -36,23 +32,13 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in names}
 
 
-def convert(name: str, base: Path) -> Conversion:
-    manifest = BaseManifest.read(base)
-    return convert_adapter(adapter_directory(name), manifest, weights=BaseWeights(base, manifest))
-
-
-@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in DORA])
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_an_export_scores_as_the_original(name: str, bases: dict[str, Path], tmp_path: Path) -> None:
-    goldens, base = Goldens.load(), ADAPTERS[name].base
-    converted = convert(name, bases[base])
-    export_adapter(converted.manifest, converted.tensors, tmp_path / "out")
-    scores = score(load_adapter(base_directory(base), tmp_path / "out"), goldens.rows)
+    goldens, case = Goldens.load(), ADAPTERS[name]
+    manifest = BaseManifest.read(bases[case.base])
+    weights = BaseWeights(bases[case.base], manifest)
+    converted = convert_adapter(adapter_directory(name), manifest, weights=weights)
+    export_adapter(converted.manifest, converted.tensors, tmp_path / "out", weights)
+    scores = score(load_adapter(base_directory(case.base), tmp_path / "out"), goldens.rows)
     assert max_difference(scores, goldens.adapters[name]) <= BOUND
-    assert max_difference(scores, goldens.bases[base]) >= MOVED
-
-
-@pytest.mark.parametrize("name", DORA)
-def test_magnitudes_of_dora_are_not_kept(name: str, bases: dict[str, Path], tmp_path: Path) -> None:
-    converted = convert(name, bases[ADAPTERS[name].base])
-    with pytest.raises(UnsupportedFeature, match="the directory that it was converted from"):
-        export_adapter(converted.manifest, converted.tensors, tmp_path / "out")
+    assert max_difference(scores, goldens.bases[case.base]) >= MOVED

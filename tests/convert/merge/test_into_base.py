@@ -16,6 +16,7 @@ from convert.base import convert_base
 from convert.merge import Weighted, merge_into_base, read_sources
 from convert.merge.sources import Source
 from openlora_jax import LLM
+from openlora_jax.adapters.manifest import SavedModule
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
@@ -111,6 +112,38 @@ def test_a_tied_embedding_is_untied(base: Path, tmp_path: Path, modules: tuple[s
         change = delta(sources, module, 0) if module in modules else np.zeros_like(embedding)
         expected = embedding + (change.T if module == "embed_tokens" and module in modules else change)
         np.testing.assert_allclose(after[name], expected, atol=1e-6)
+
+
+def headed(tmp_path: Path, **weights: float) -> list[Source]:
+    """Members, of which `headed` has a head of its own."""
+    members(tmp_path, ("q_proj",))
+    store = AdapterStore(tmp_path / "store")
+    size = SavedModule(rows=MODEL.vocab_size, width=MODEL.hidden_size)
+    manifest, tensors = store.read(store.resolve("narrow"))
+    head = np.random.default_rng(7).standard_normal((1, 1, size.rows, size.width), np.float32)
+    with_head = manifest.model_copy(update={"saved": {"lm_head": size}})
+    store.install("headed", with_head, {**tensors, "lm_head.saved": head})
+    return read_sources(store, [Weighted(*each) for each in weights.items()], into_base=True)
+
+
+def test_a_head_of_its_own_takes_the_place_of_a_tied_one(base: Path, tmp_path: Path) -> None:
+    sources = headed(tmp_path, headed=1.0)
+    report = merge_into_base(base, sources, tmp_path / "merged", ignore)
+    assert report["untied"] is True
+    before, after = weights_of(base), weights_of(tmp_path / "merged")
+    np.testing.assert_array_equal(after["head.weight"], sources[0].tensors["lm_head.saved"][0, 0])
+    np.testing.assert_array_equal(after["embed.weight"], before["embed.weight"])
+    changed = after["layers.0.qkv.weight"][: MODEL.q_size] - before["layers.0.qkv.weight"][: MODEL.q_size]
+    np.testing.assert_allclose(changed, delta(sources, "q_proj", 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [{"headed": 0.5}, {"headed": 1.0, "wide": 1.0}])
+def test_a_head_of_its_own_is_in_no_sum(tmp_path: Path, weights: dict[str, float]) -> None:
+    reason = r"'headed' has modules of its own .* it goes into a base \(--into-base\) alone and with the weight 1"
+    with pytest.raises(InvalidRequest, match=reason):
+        headed(tmp_path, **weights)
+    with pytest.raises(InvalidRequest, match=reason):
+        read_sources(AdapterStore(tmp_path / "store"), [Weighted("headed", 1.0)])
 
 
 def test_a_bfloat16_base_is_rounded_once(base: Path, tmp_path: Path) -> None:

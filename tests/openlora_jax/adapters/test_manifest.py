@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from openlora_jax.adapters.manifest import LowRank, Manifest, Origin
+from openlora_jax.adapters.manifest import LowRank, Manifest, Origin, SavedModule
+from openlora_jax.adapters.modules import Saveable
 from openlora_jax.adapters.recipe import Member, Recipe
 from openlora_jax.adapters.traits import PLAIN, Traits
 
@@ -79,6 +80,35 @@ def test_a_vector_page_and_invocation_tokens_come_back_and_are_counted() -> None
     assert found.nbytes == 2 * 2 * (3 * 16 * (4 + 6) + 2 * 6)
     assert found.traits == Traits(invocation=(3, 1), gains=True)
     assert manifest(None, None).traits == PLAIN
+
+
+def test_saved_modules_come_back_and_are_counted() -> None:
+    saved: dict[Saveable, SavedModule] = dict.fromkeys(("lm_head", "embed_tokens"), SavedModule(rows=9, width=4))
+    modules = {"q_proj": LowRank(**SIZE)}
+    found = Manifest(base_digest="b" * 64, dtype="bfloat16", modules=modules, saved=saved)
+    assert Manifest.from_fields(found.to_fields()) == found
+    assert list(found.pages.items()) == [("q_proj", 1), ("embed_tokens.saved", 1), ("lm_head.saved", 1)]
+    assert found.tensor_shapes["lm_head.saved"] == (1, 1, 9, 4)
+    assert found.nbytes == 2 * (2 * 16 * (4 + 6) + 2 * 9 * 4)
+    assert found.saved_bytes == {"lm_head": 72, "embed_tokens": 72}
+    assert found.traits == Traits(saved=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"modules": {}}, "modules and saved are both empty"),
+        ({"saved": {"q_proj": {"rows": 9, "width": 4}}}, r"saved\.q_proj"),
+        ({"saved": {"lm_head": {"rows": 9, "width": 0}}}, r"saved\.lm_head\.width"),
+        (
+            {"modules": {"lm_head": SIZE | {"layers": 1}}, "saved": {"lm_head": {"rows": 6, "width": 4}}},
+            "lm_head has LoRA and is saved too",
+        ),
+    ],
+)
+def test_what_an_adapter_cannot_be(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Manifest.from_fields(manifest(None, None).to_fields() | change)
 
 
 @pytest.mark.parametrize("tokens", [[], [-1], ["1"], [True], list(range(1025))], ids=lambda tokens: str(tokens)[:9])

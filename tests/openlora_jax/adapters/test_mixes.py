@@ -124,9 +124,18 @@ def test_names_of_two_stores(store: AdapterStore) -> None:
     assert [member.digest for member in both.members("m")] == [here.digest], "a member's name is looked up here first"
 
 
-def test_a_dora_adapter_is_in_no_sum(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Manifest, "traits", Traits(gains=True))
+@pytest.mark.parametrize(
+    ("traits", "reason"),
+    [
+        (Traits(gains=True), r"'a' is a DoRA adapter, whose gain .* is not linear"),
+        (Traits(saved=True), r"'a' has modules of its own in the place of the base's \(modules_to_save\)"),
+    ],
+)
+def test_what_is_not_linear_is_in_no_sum(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch, traits: Traits, reason: str
+) -> None:
+    monkeypatch.setattr(Manifest, "traits", traits)
     for weights in ({"a": 0.5, "b": 0.5}, {"a": 0.5}):
-        with pytest.raises(InvalidRequest, match=r"'a' is a DoRA adapter, whose gain .* is not linear"):
+        with pytest.raises(InvalidRequest, match=reason):
             store.mix("m", weights)
     store.mix("alias", {"a": 1.0})

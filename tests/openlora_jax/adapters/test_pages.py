@@ -18,6 +18,15 @@ def test_every_page_but_the_zero_page_is_given_away_once() -> None:
     assert ZERO_PAGE not in given
 
 
+def test_of_saved_modules_every_page_is_given_away() -> None:
+    allocator = PageAllocator({"lm_head.saved": 2})
+    pages = allocator.allocate({"lm_head.saved": 2})
+    assert pages is not None
+    assert sorted(pages["lm_head.saved"]) == [0, 1]
+    allocator.release(pages)
+    allocator.validate()
+
+
 def test_allocation_is_all_or_nothing_over_modules() -> None:
     allocator = PageAllocator({"q_proj": 5, "v_proj": 2})
     assert allocator.allocate({"q_proj": 1, "v_proj": 2}) is None

@@ -24,5 +24,5 @@ def test_random_adapters_are_measured_in_every_form(tmp_path: Path, monkeypatch:
         eighth, fourth = measured.errors
         assert max(eighth) < 0.02 < min(fourth)
         assert len(measured.loads) == len(few_bits.LOADS)
-        measured.moved, measured.told = [0.25, 0.5], 0.75
+        measured.moved, measured.without = [0.25, 0.5], 0.75
     assert few_bits.markdown(found).splitlines()[-1].startswith("| random 2 | 4 | 4 | 0.531 | 0.281 |")

@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from openlora_jax.adapters.manifest import Manifest, SavedModule
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
 from openlora_jax.cli import adapters
@@ -49,6 +51,16 @@ def test_inspect(command: Command, store: AdapterStore) -> None:
     assert json.loads(command("inspect", "x", "--json"))["base_digest"] == "b" * 64
     with pytest.raises(UnknownAdapter, match="'z'"):
         command("inspect", "z")
+
+
+def test_modules_of_its_own_are_shown_with_their_size(command: Command, store: AdapterStore) -> None:
+    manifest = Manifest(
+        base_digest="b" * 64, dtype="float32", modules={}, saved={"lm_head": SavedModule(rows=500, width=300)}
+    )
+    store.install("headed", manifest, {"lm_head.saved": np.ones((1, 1, 500, 300), np.float32)})
+    assert "own lm_head" in command("list")
+    assert json.loads(command("list", "--json"))[0]["saved"] == {"lm_head": 600_000}
+    assert "saved  lm_head, 0.6 MB, in the place of the base's" in command("inspect", "headed")
 
 
 def test_remove(command: Command, store: AdapterStore) -> None:

@@ -27,6 +27,7 @@ from tests.parity.make_goldens.oracle import (
     load_base,
     load_mix,
     lora_layers,
+    saved_modules,
     score,
     token_rows,
 )
@@ -91,6 +92,11 @@ def _adapter(name: str, seed: int, rows: tuple[Row, ...], bases: dict[str, Score
         trained.data.copy_(kept.roll(1, 0))
         _require(f"{name} rows", max_difference(score(model, rows), scores), NOTICED)
         trained.data.copy_(kept)
+    for module_name, module in saved_modules(model).items():
+        kept = module.weight.data.clone()
+        module.weight.data.copy_(kept.roll(1, 0))
+        _require(f"{name} {module_name}", max_difference(score(model, rows), scores), NOTICED)
+        module.weight.data.copy_(kept)
     return scores
 
 

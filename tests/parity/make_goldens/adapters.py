@@ -11,7 +11,7 @@ from peft.tuners.lora.eva import initialize_lora_eva_weights
 from safetensors.torch import load_file, save_file
 
 from tests.parity.cases import VOCABULARY, AdapterCase
-from tests.parity.make_goldens.oracle import load_base, lora_layers, token_rows
+from tests.parity.make_goldens.oracle import load_base, lora_layers, saved_modules, token_rows
 
 RELATIVE_SIZE = 0.4
 """Frobenius norm of each delta, as a part of its weight's."""
@@ -47,6 +47,8 @@ def make_adapter(case: AdapterCase, base: Path, directory: Path, seed: int) -> N
             _randomise(module, trains_a=config.init_lora_weights == "mica")
         for rows in token_rows(model):
             rows.copy_(0.5 * torch.randn(rows.shape))
+        for module in saved_modules(model).values():
+            module.weight.add_(RELATIVE_SIZE * module.weight.std() * torch.randn(module.weight.shape))
     model.save_pretrained(
         directory,
         save_embedding_layers=any(name in str(case.config["target_modules"]) for name in ("embed_tokens", "lm_head")),
@@ -102,8 +104,9 @@ def _rewrite_config(path: Path, case: AdapterCase) -> None:
     """No path of this machine, no order that changes from run to run."""
     fields = json.loads(path.read_text())
     fields["base_model_name_or_path"] = f"random/{case.base}"
-    if isinstance(fields["target_modules"], list):
-        fields["target_modules"].sort()
+    for listed in ("target_modules", "modules_to_save"):
+        if isinstance(fields[listed], list):
+            fields[listed].sort()
     kept = _PEFT_0_3 if case.old_config else fields
     path.write_text(json.dumps({key: fields[key] for key in kept}, indent=2, sort_keys=True) + "\n")
 

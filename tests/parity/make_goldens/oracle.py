@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.parity.goldens import Row, Scores
@@ -27,15 +28,21 @@ def load_adapter(base: Path, adapter: Path) -> torch.nn.Module:
 
 
 def load_mix(base: Path, adapters: Mapping[Path, float]) -> PreTrainedModel:
-    """The base model with the weighted sums of the adapters' deltas and biases added to its weights and biases."""
+    """The base model with the weighted sums of the adapters' deltas and biases in its weights and biases.
+
+    Modules that an adapter saved take the place of the base's.
+    """
     mixed = load_base(base, untie=True)
     for adapter, weight in adapters.items():
-        for name, module in lora_layers(load_adapter(base, adapter)).items():
+        loaded = load_adapter(base, adapter)
+        for name, module in lora_layers(loaded).items():
             target = mixed.get_submodule(name)
             target.weight.data += weight * module.get_delta_weight("default")
             if module.lora_bias["default"]:
                 bias = weight * module.scaling["default"] * module.lora_B["default"].bias.data
                 target.bias = torch.nn.Parameter(bias if target.bias is None else target.bias.data + bias)
+        for name, module in saved_modules(loaded).items():
+            mixed.get_submodule(name).weight.data = module.weight.data
     return mixed
 
 
@@ -51,6 +58,15 @@ def lora_layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
 def token_rows(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The trained rows of the embedding and of the head, `[tokens, width]`."""
     return [rows for name, rows in model.named_parameters() if "trainable_tokens_delta" in name]
+
+
+def saved_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Those that the adapter has whole, by their name in the base model."""
+    return {
+        name.removeprefix("base_model.model."): module.modules_to_save["default"]
+        for name, module in model.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
 
 
 def score(model: torch.nn.Module, rows: Sequence[Row]) -> Scores:

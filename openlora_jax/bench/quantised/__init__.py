@@ -1,0 +1,1 @@
+"""`bench quantised`: what few bits cost a base model in accuracy, and save in bytes and time."""

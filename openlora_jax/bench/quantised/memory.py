@@ -1,0 +1,53 @@
+"""What a process holds at its height; as a program, one that loads a base model and ends."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+PERIOD = 0.005
+"""Seconds between two looks."""
+
+
+def peak(module: str, *arguments: str, status: int = 0) -> int:
+    """Bytes that `python -m module` held, at most.
+
+    Raises:
+        RuntimeError: it ended with another status.
+    """
+    command: Sequence[str] = (sys.executable, "-m", module, *arguments)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    held = 0
+    while child.poll() is None:
+        held = max(held, _held(child.pid))
+        time.sleep(PERIOD)
+    if child.returncode != status:
+        raise RuntimeError(f"{' '.join(command)}: status {child.returncode}")
+    return held
+
+
+def _held(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def main() -> None:
+    """Loads a base model as an engine does; without one, only what that takes."""
+    import jax
+
+    from openlora_jax.model.checkpoint import BaseManifest
+    from openlora_jax.model.parameters import Parameters
+    from pallas_kernels.registry import resolve
+
+    ops = resolve("auto")
+    for base in map(Path, sys.argv[1:]):
+        manifest = BaseManifest.read(base)
+        jax.block_until_ready(Parameters.read(base, manifest.config, manifest.dtype).arranged(ops.quantized_layers))
+
+
+if __name__ == "__main__":
+    main()
