@@ -1,3 +1,5 @@
+import pytest
+
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.pages import ZERO_PAGE, PageAllocator, pool_capacities, shortage
 from openlora_jax.config import EngineConfig
@@ -43,9 +45,11 @@ def test_released_pages_can_be_given_away_again() -> None:
     assert allocator.allocate({"q_proj": 2}) is not None
 
 
-def test_a_pool_that_does_not_exist_has_no_room() -> None:
-    reason = shortage({"q_proj": 1, "q_proj.vector": 1}, {"q_proj": 3})
+@pytest.mark.parametrize(
+    ("pool", "key"),
+    [("q_proj.vector", "vector_pages"), ("lm_head.saved", "saved_pages"), ("lm_head", "wide_pool_pages")],
+)
+def test_a_pool_that_does_not_exist_has_no_room(pool: str, key: str) -> None:
+    reason = shortage({"q_proj": 1, pool: 1}, {"q_proj": 3})
     assert reason
-    assert reason.startswith(
-        "it needs 1 pages of q_proj.vector and the pool can give 0; raise vector_pages, or leave it"
-    )
+    assert reason.startswith(f"it needs 1 pages of {pool} and the pool can give 0; raise {key}, or leave it")
