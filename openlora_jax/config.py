@@ -44,6 +44,8 @@ class EngineConfig(BaseModel):
             they have page 0 alone until an adapter that needs more is registered and the engine started again.
         vector_pages: the same for gains and biases of every module. Not set, there are none until an adapter with DoRA
             or `lora_bias` is registered and the engine started again; without, no step has any work for them.
+        int4_pages: rank pages in 4 bits of each linear module, for adapters that are stored so. Not set, there are some
+            where such an adapter is registered; with 1, the zero page alone, those become plain pages.
         saved_pages: matrices that adapters save of their own for `embed_tokens`, and as many for `lm_head`: each takes
             as much as the base's. Not set, there are none until an adapter with one is registered and the engine
             started again.
@@ -85,6 +87,7 @@ class EngineConfig(BaseModel):
     pool_pages: Positive = 33
     wide_pool_pages: Positive = 5
     vector_pages: Positive | None = None
+    int4_pages: Positive | None = None
     saved_pages: Positive | None = None
     work_items: Positive = 1024
     host_cache_bytes: Positive = 2 * 1024**3

@@ -8,12 +8,13 @@ which lacked nothing holds the same, so that its programs need not be compiled a
 
 import os
 from dataclasses import dataclass
+from sys import maxsize
 
 import jax
 import numpy as np
 
 from openlora_jax.adapters.demand import UNKNOWN, Demand, divide, least_pages, pool_bytes, steady
-from openlora_jax.adapters.modules import MODULES, SAVED, VECTORS, page_shapes
+from openlora_jax.adapters.modules import INT4, MODULES, SAVED, VECTORS, page_shapes
 from openlora_jax.adapters.pages import CAPACITY_KEYS, pool_capacities, spared
 from openlora_jax.config import EngineConfig
 from openlora_jax.engine.kv_blocks import blocks_for
@@ -75,6 +76,7 @@ class MemoryPlan:
             budget: bytes to stay within, everything included; None for no more than the default counts take.
         """
         sizes, basis = Sizes.of(engine, model, observed), _basis(engine, budget)
+        demand = demand.placed({pool: _fixed(engine).get(pool, maxsize) - 1 for pool in sizes.pages})
         kept = observed.planned if observed and observed.planned and observed.planned.basis == basis else None
         if kept and observed and _suffices(kept, observed, sizes, demand, budget):
             pages, blocks = kept.pages, kept.kv_blocks
@@ -154,7 +156,7 @@ class Sizes:
             * model.num_layers
             * model.num_kv_heads
             * kv_bytes(dtype=engine.kv_dtype or engine.dtype, width=model.head_dim),
-            pages={pool: itemsize * shape.elements for pool, shape in page_shapes(model).items()},
+            pages={pool: shape.nbytes(itemsize) for pool, shape in page_shapes(model).items()},
         )
 
 
@@ -188,10 +190,10 @@ def _counts(
     engine: EngineConfig, sizes: Sizes, demand: Demand, observed: Observed | None, budget: int | None
 ) -> tuple[dict[str, int], int]:
     """Pages of every pool that has any, and KV blocks."""
-    given = engine.model_fields_set
-    fixed = {pool: count for pool, count in pool_capacities(engine).items() if CAPACITY_KEYS[pool] in given}
+    fixed = _fixed(engine)
     page_bytes = _page_bytes(engine, sizes, demand)
-    kv, pool = engine.kv_blocks * sizes.block, pool_bytes(pool_capacities(engine), sizes.pages)
+    asked = {pool: count for pool, count in pool_capacities(engine).items() if pool in sizes.pages}
+    kv, pool = engine.kv_blocks * sizes.block, pool_bytes(asked, sizes.pages)
     left = kv + pool if budget is None else budget - sizes.weights - sizes.sampler - sizes.activations
     if "kv_blocks" in engine.model_fields_set:
         return divide(demand, page_bytes, fixed, left - kv), engine.kv_blocks
@@ -207,12 +209,19 @@ def _counts(
     return pages, blocks
 
 
+def _fixed(engine: EngineConfig) -> dict[str, int]:
+    """Pages of the pools whose count was set."""
+    given = engine.model_fields_set
+    return {pool: count for pool, count in pool_capacities(engine).items() if CAPACITY_KEYS[pool] in given}
+
+
 def _page_bytes(engine: EngineConfig, sizes: Sizes, demand: Demand) -> dict[str, int]:
-    """Of every pool that there is to be: of vectors and saved modules where an adapter has one, or the settings ask."""
+    """Of every pool that there is to be: of all kinds but rank pages where an adapter has one, or the settings ask."""
     wanted = demand.pages.keys()
     vectors = VECTORS if engine.vector_pages is not None or not wanted.isdisjoint(VECTORS) else ()
+    int4 = INT4 if engine.int4_pages is not None or not wanted.isdisjoint(INT4) else ()
     saved = SAVED if engine.saved_pages is not None else wanted & set(SAVED)
-    return {pool: size for pool, size in sizes.pages.items() if pool in (*MODULES, *vectors, *saved)}
+    return {pool: size for pool, size in sizes.pages.items() if pool in (*MODULES, *vectors, *int4, *saved)}
 
 
 def _as_observed(observed: Observed, room: int, left: int, token: int) -> int:

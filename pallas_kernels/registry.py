@@ -14,6 +14,9 @@ from jaxtyping import Float
 from pallas_kernels.affine import pallas_triton as affine_triton
 from pallas_kernels.affine import xla as affine_xla
 from pallas_kernels.affine.api import Affine
+from pallas_kernels.int4_lora import pallas_triton as int4_lora_triton
+from pallas_kernels.int4_lora import xla as int4_lora_xla
+from pallas_kernels.int4_lora.api import Int4Lora
 from pallas_kernels.kv_write import reference as kv_write_reference
 from pallas_kernels.kv_write import xla as kv_write_xla
 from pallas_kernels.kv_write.api import KvWrite
@@ -103,6 +106,7 @@ class Ops:
     saved_embedding: SavedEmbedding
     affine: Affine
     lora: Lora
+    int4_lora: Int4Lora
     embedding_lora: EmbeddingLora
     kv_write: KvWrite
     paged_attention: PagedAttention
@@ -203,6 +207,7 @@ _GATHER = Implementation(
     "reference", saved_reference.saved_embedding, "one gather for all tiles, as for the base's own"
 )
 _ITEMS = Implementation("xla", lora_xla.lora, "a loop over the work list reads each page where it lies")
+_WORDS = Implementation("xla", int4_lora_xla.int4_lora, "the same loop; codes become numbers in its sums")
 _COLUMNS = Implementation("xla", lora_xla.embedding_lora, "a loop over the work list looks up columns where they lie")
 _BLOCKS = Implementation("xla", paged_attention_xla.paged_attention, "as many turns as the longest sequence has blocks")
 _TAKEN = Implementation("taken", taken, "a branch on the device leaves out what a step can do without")
@@ -267,6 +272,14 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             _needs(HOPPER),
         ),
         "tpu": _ITEMS,
+    },
+    "int4_lora": {
+        "cpu": _WORDS,
+        "interpret": Implementation("pallas_triton", partial(int4_lora_triton.int4_lora, interpret=True), _INTERPRETED),
+        "cuda": Implementation(
+            "pallas_triton", int4_lora_triton.int4_lora, "one launch, in which codes become numbers", _needs(AMPERE)
+        ),
+        "tpu": _WORDS,
     },
     "embedding_lora": {
         "cpu": _COLUMNS,

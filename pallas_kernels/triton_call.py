@@ -43,5 +43,6 @@ def triton_call(
         input_output_aliases=dict(input_output_aliases or {}),
         compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
+        name=kernel.__name__,
     )
     return called

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from openlora_jax.adapters.modules import MODULES
-from openlora_jax.adapters.pages import CAPACITY_KEYS, spared
+from openlora_jax.adapters.pages import CAPACITY_KEYS, placed, spared
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.errors import BadCheckpoint
 
@@ -65,6 +65,13 @@ class Demand:
             if manifest.base_digest == base_digest:
                 kinds[tuple(manifest.pages.items())] += 1 + uses.get(digest, 0)
         return cls(kinds) if kinds else UNKNOWN
+
+    def placed(self, room: Mapping[str, int]) -> "Demand":
+        """The same where pools can have `room` pages: what is in 4 bits may have to become numbers."""
+        kinds: Counter[Kind] = Counter()
+        for kind, count in self.kinds.items():
+            kinds[tuple(placed(dict(kind), room).items())] += count
+        return Demand(kinds)
 
     @property
     def pages(self) -> Counter[str]:

@@ -69,10 +69,8 @@ def in_few_bits(manifest: Manifest, tensors: Tensors, wish: Wish) -> tuple[Manif
         bits = {side: each for side, (_, each) in found.items() if each}
         errors = _delta_errors(exact, rounded) if bits else None
         modules[module] = size.model_copy(update={"few_bits": bits or None, "delta_errors": errors})
-        if size.vector:
-            stored[f"{module}.vector"] = tensors[f"{module}.vector"].astype(DTYPES[wish.dtype])
-    saved = [f"{module}.saved" for module in manifest.saved or {}]
-    stored |= {name: tensors[name].astype(DTYPES[wish.dtype]) for name in saved}
+    others = {name: tensor for name, tensor in tensors.items() if not name.endswith((".A", ".B"))}
+    stored |= {name: tensor.astype(DTYPES[wish.dtype]) for name, tensor in others.items()}
     return manifest.model_copy(update={"dtype": wish.dtype, "modules": modules}), stored
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from openlora_jax.adapters.modules import (
+    INT4,
+    INT4_COLUMNS,
     MODULES,
     PAGE_RANK,
     SAVEABLE,
@@ -129,6 +131,12 @@ class LowRank(BaseModel):
             raise ValueError("few_bits and delta_errors must both have an error of every layer")
         return self
 
+    @property
+    def is_int4(self) -> bool:
+        """Whether it can be computed on in 4 bits."""
+        formats = [bits.format for bits in (self.few_bits or {}).values()]
+        return formats == ["int4", "int4"] and self.d_in % INT4_COLUMNS == self.d_out % INT4_COLUMNS == 0
+
     def width(self, side: Side) -> int:
         """Columns of A or B."""
         return self.d_in if side == "A" else self.d_out
@@ -200,7 +208,7 @@ class Manifest(BaseModel):
     @property
     def pages(self) -> dict[str, int]:
         """Pages by pool, in the order of `POOLS`: rank pages of every module, and one of what else it has."""
-        modules = ((pool, self.modules.get(module_of(pool))) for pool in (*MODULES, *VECTORS))
+        modules = ((pool, self.modules.get(module_of(pool))) for pool in (*MODULES, *VECTORS, *INT4))
         counts = {pool: _pages(pool, size) for pool, size in modules if size}
         counts |= {pool: int(module in (self.saved or {})) for module, pool in zip(SAVEABLE, SAVED, strict=True)}
         return {pool: count for pool, count in counts.items() if count}
@@ -270,4 +278,7 @@ class Manifest(BaseModel):
 
 
 def _pages(pool: str, size: LowRank) -> int:
-    return int(size.vector is not None) if pool in VECTORS else size.pages
+    if pool in VECTORS:
+        return int(size.vector is not None)
+    in_int4 = size.is_int4 and f"{module_of(pool)}.int4" in INT4
+    return size.pages if (pool in INT4) == in_int4 else 0

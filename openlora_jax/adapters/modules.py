@@ -25,6 +25,12 @@ MODULES = (
 VECTORS = tuple(f"{module}.vector" for module in MODULES)
 """The pools of vector pages, of the modules in their order."""
 
+INT4 = tuple(f"{module}.int4" for module in MODULES if module not in ("embed_tokens", "lm_head"))
+"""The pools of rank pages in 4 bits, of the layers' modules in their order."""
+
+INT4_COLUMNS = 64
+"""The widths of a module that has such pages are multiples of it."""
+
 Saveable = Literal["embed_tokens", "lm_head"]
 SAVEABLE: tuple[Saveable, ...] = ("embed_tokens", "lm_head")
 """The modules of which an adapter may have a matrix of its own (`modules_to_save`)."""
@@ -32,8 +38,9 @@ SAVEABLE: tuple[Saveable, ...] = ("embed_tokens", "lm_head")
 SAVED = tuple(f"{module}.saved" for module in SAVEABLE)
 """The pools of these matrices, of the modules in their order."""
 
-POOLS = (*MODULES, *VECTORS, *SAVED)
-"""Every pool: of a module's rank pages, under its own name, of its vector pages and of its saved ones."""
+POOLS = (*MODULES, *VECTORS, *INT4, *SAVED)
+"""Every pool: of a module's rank pages, under its own name, of its vector pages, of its rank pages in 4 bits and of its
+saved ones."""
 
 _PARENTS = {
     "q_proj": "self_attn",
@@ -63,14 +70,17 @@ class PageShape:
         parts: its tensors by name: (rows, width) of each layer. A rank page is `MODULE.A`, 16 by the width in, and
             `MODULE.B`, 16 by the width out; a vector page `MODULE.vector`, whose rows are a gain, less 1, and a bias;
             a saved page `MODULE.saved`, the whole matrix, a row for each token of the vocabulary.
+        int4: its numbers are held in 4 bits, with a scale of 16 bits for every 32; see `Int4Pages`.
     """
 
     layers: int
     parts: Mapping[str, tuple[int, int]]
+    int4: bool = False
 
-    @property
-    def elements(self) -> int:
-        return self.layers * sum(rows * width for rows, width in self.parts.values())
+    def nbytes(self, itemsize: int) -> int:
+        """Of one page, where a number that is not in 4 bits takes `itemsize` bytes."""
+        elements = self.layers * sum(rows * width for rows, width in self.parts.values())
+        return elements * 9 // 16 if self.int4 else elements * itemsize
 
 
 def module_shapes(config: ModelConfig) -> dict[str, ModuleShape]:
@@ -96,13 +106,21 @@ def page_shape(pool: str, module: ModuleShape) -> PageShape:
     if pool in SAVED:
         embeds = module_of(pool) == "embed_tokens"
         return PageShape(1, {pool: (module.d_in, module.d_out) if embeds else (module.d_out, module.d_in)})
-    return PageShape(module.layers, {f"{pool}.A": (PAGE_RANK, module.d_in), f"{pool}.B": (PAGE_RANK, module.d_out)})
+    name = module_of(pool)
+    parts = {f"{name}.A": (PAGE_RANK, module.d_in), f"{name}.B": (PAGE_RANK, module.d_out)}
+    return PageShape(module.layers, parts, int4=pool in INT4)
 
 
 def page_shapes(config: ModelConfig) -> dict[str, PageShape]:
-    """The pages of every pool of `POOLS`, in that order."""
+    """The pages of every pool that a model can have, in the order of `POOLS`.
+
+    Modules that read the same input have pages in 4 bits together, as they are one call, so all have them or none.
+    """
     modules = module_shapes(config)
-    return {pool: page_shape(pool, modules[module_of(pool)]) for pool in POOLS}
+    shapes = {pool: page_shape(pool, modules[module_of(pool)]) for pool in POOLS}
+    widths = [width for pool in INT4 for _, width in shapes[pool].parts.values()]
+    packable = not any(width % INT4_COLUMNS for width in widths)
+    return {pool: shape for pool, shape in shapes.items() if packable or not shape.int4}
 
 
 def module_of(pool: str) -> str:

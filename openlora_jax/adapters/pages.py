@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from openlora_jax.adapters.modules import MODULES, SAVED, VECTORS
+from openlora_jax.adapters.modules import INT4, MODULES, SAVED, VECTORS, module_of
 from openlora_jax.config import EngineConfig
 
 AdapterPages = Mapping[str, tuple[int, ...]]
@@ -14,6 +14,7 @@ ZERO_PAGE = 0
 CAPACITY_KEYS = {
     **{module: "wide_pool_pages" if module in ("embed_tokens", "lm_head") else "pool_pages" for module in MODULES},
     **dict.fromkeys(VECTORS, "vector_pages"),
+    **dict.fromkeys(INT4, "int4_pages"),
     **dict.fromkeys(SAVED, "saved_pages"),
 }
 """Pool -> the configuration key that sets how many pages it has."""
@@ -27,6 +28,12 @@ def spared(pool: str) -> int:
 def pool_capacities(config: EngineConfig) -> dict[str, int]:
     """The pages of every pool that has any, in the order of `POOLS`, the zero page included."""
     return {pool: count for pool, key in CAPACITY_KEYS.items() if (count := getattr(config, key))}
+
+
+def placed(counts: Mapping[str, int], room: Mapping[str, int]) -> dict[str, int]:
+    """The pages that an adapter takes, pool by pool: those in 4 bits become plain ones where there is no room."""
+    plain = {pool for pool, count in counts.items() if pool in INT4 and count > room.get(pool, 0)}
+    return {module_of(pool) if pool in plain else pool: count for pool, count in counts.items()}
 
 
 def shortage(counts: Mapping[str, int], room: Mapping[str, int]) -> str | None:

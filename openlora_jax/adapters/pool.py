@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Float16, Integer, Shaped, UInt16
 
+from openlora_jax.adapters.artifact import Tensor
 from openlora_jax.adapters.few_bits import Pages, gathered, numbers, shape_of
 from openlora_jax.adapters.host_cache import AdapterTensors, StagedPages
 from openlora_jax.adapters.modules import PageShape, page_shapes
 from openlora_jax.adapters.pages import ZERO_PAGE, AdapterPages
 from openlora_jax.model.config import ModelConfig
-from openlora_jax.quantization.matrix import QuantizedMatrix
+from openlora_jax.quantization.format import Quantization, parts
+from openlora_jax.quantization.matrix import Int4Matrix, QuantizedMatrix
+from pallas_kernels.int4_lora.api import packed_words
 
 PoolArrays = dict[str, tuple[Array, ...]]
 """Pool -> the parts of its pages, each `[layers, pages, rows, width]`, in the order of `POOLS`; see `PageShape`."""
@@ -54,8 +57,8 @@ class AdapterPool:
         shapes = {pool: shape for pool, shape in page_shapes(config).items() if pool in capacities}
         arrays = {
             pool: tuple(
-                jnp.zeros((shape.layers, capacities[pool], *each), dtype, device=device)
-                for each in shape.parts.values()
+                jnp.zeros((shape.layers, capacities[pool], *each), of, device=device)
+                for each, of in _held(shape, dtype)
             )
             for pool, shape in shapes.items()
         }
@@ -73,19 +76,18 @@ class AdapterPool:
 
     def reset(self) -> None:
         """Empties the pool, whatever became of it, into memory of its own; the old goes first, as both may not fit."""
-        for pool, parts in self.arrays.items():
-            for part in parts:
+        for pool, held in self.arrays.items():
+            for part in held:
                 part.delete()
-            self.arrays[pool] = tuple(map(_zeros, parts))
+            self.arrays[pool] = tuple(map(_zeros, held))
 
     def compile(self) -> None:
         """Compiles every page write there is, by zeros over zeros, so that none is compiled between two steps."""
         for pool, shape in self._shapes.items():
-            for dtype in SOURCE_DTYPES:
-                zeros = {name: np.zeros((shape.layers, 1, *each), dtype) for name, each in shape.parts.items()}
+            for zeros in _zero_pages(shape):
                 self.write({pool: (ZERO_PAGE,)}, self.stage({pool: 1}, zeros))
-            if self._staging is not None:  # as numbers are that were made on the device
-                made = tuple(jnp.zeros_like(part[:, 0]) for part in self.arrays[pool])
+            if self._staging is not None and not shape.int4:  # as numbers are that were made on the device
+                made = tuple(jnp.zeros_like(part[:, ZERO_PAGE]) for part in self.arrays[pool])
                 self.arrays[pool] = _write_page(self.arrays[pool], np.int32(ZERO_PAGE), made)
 
     def check(self, counts: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -124,7 +126,7 @@ class AdapterPool:
             staged = jax.block_until_ready(jax.device_put(staged, self._staging))
         for pool in counts:
             page = [staged[name][0] for name in self._shapes[pool].parts]
-            kind = tuple((part.shape, str(part.dtype)) for part in jax.tree.leaves(page))
+            kind = (self._shapes[pool].int4, *((part.shape, str(part.dtype)) for part in jax.tree.leaves(page)))
             if _any_few_bits(page) and kind not in self._compiled:
                 jax.block_until_ready(self._made(pool, page))
                 self._compiled.add(kind)
@@ -133,16 +135,45 @@ class AdapterPool:
     def write(self, pages: AdapterPages, staged: StagedPages) -> None:
         """Puts page i of each tensor into the pool's `pages[pool][i]`, whole, as numbers of the pool's dtype."""
         for pool, ids in pages.items():
-            parts = [staged[name] for name in self._shapes[pool].parts]
-            for page, *new in zip(ids, *parts, strict=True):
+            tensors = [staged[name] for name in self._shapes[pool].parts]
+            for page, *new in zip(ids, *tensors, strict=True):
                 if _any_few_bits(new):
                     self.arrays[pool] = _write_page(self.arrays[pool], np.int32(page), self._made(pool, new))
                 else:
                     self.arrays[pool] = self._write(self.arrays[pool], np.int32(page), tuple(new))
 
     def _made(self, pool: str, page: Sequence[Any]) -> tuple[Array, ...]:
-        """A page in numbers of the pool's dtype, on the device."""
-        return tuple(_numbers(part, self.arrays[pool][0].dtype, self._staging is not None) for part in page)
+        """A page as the pool holds it, of one that is not stored so: on the device."""
+        pinned = self._staging is not None
+        if self._shapes[pool].int4:
+            return tuple(jax.tree.leaves([_words(part, pinned) for part in page]))
+        return tuple(_numbers(part, self.arrays[pool][0].dtype, pinned) for part in page)
+
+
+def _zero_pages(shape: PageShape) -> list[dict[str, Tensor]]:
+    """A page of zeros as an artifact has one, in every type that it may be stored in."""
+    if shape.int4:
+        how = Quantization(format="int4", group=32)
+        arrays = {
+            f"{name}.{part}": np.zeros((shape.layers, 1, rows, count), dtype)
+            for name, (rows, width) in shape.parts.items()
+            for part, (count, dtype) in parts(width, how).items()
+        }
+        return [arrays]
+    return [
+        {name: np.zeros((shape.layers, 1, *each), dtype) for name, each in shape.parts.items()}
+        for dtype in SOURCE_DTYPES
+    ]
+
+
+def _held(shape: PageShape, dtype: jnp.dtype) -> list[tuple[tuple[int, int], jnp.dtype]]:
+    """The arrays that hold a pool's pages: (rows, width) of each layer, and the type."""
+    if not shape.int4:
+        return [(each, dtype) for each in shape.parts.values()]
+    arrays = []
+    for rows, width in shape.parts.values():
+        arrays += [((rows, width // 4), jnp.dtype("uint16")), ((rows, width // 32), jnp.dtype("float16"))]
+    return arrays
 
 
 def _page(tensor: Pages, page: int) -> Any:
@@ -169,8 +200,8 @@ def pinned_memory(device: jax.Device) -> SingleDeviceSharding | None:
 
 @partial(jax.jit, donate_argnames="pool")
 def _write_page(
-    pool: tuple[Float[Array, "Y P _ _"], ...], page: Integer[Array, ""], new: tuple[Float[Array, "Y _ _"], ...]
-) -> tuple[Float[Array, "Y P _ _"], ...]:
+    pool: tuple[Shaped[Array, "Y P _ _"], ...], page: Integer[Array, ""], new: tuple[Shaped[Array, "Y _ _"], ...]
+) -> tuple[Shaped[Array, "Y P _ _"], ...]:
     """One page at a time: compiled once per module shape, whatever an adapter's rank. Donated, so in place."""
     return tuple(
         jax.lax.dynamic_update_index_in_dim(part, each.astype(part.dtype), page, axis=1)
@@ -194,3 +225,10 @@ def _numbers(page: Any, dtype: jnp.dtype, pinned: bool) -> Float[Array, "Y _ _"]
         page = jax.device_put(page, jax.memory.Space.Device)
     wide = numbers(page) if isinstance(page, QuantizedMatrix) else page
     return jnp.asarray(wide).astype(dtype)
+
+
+@partial(jax.jit, static_argnames="pinned")
+def _words(page: Int4Matrix, pinned: bool) -> tuple[UInt16[Array, "Y _ _"], Float16[Array, "Y _ _"]]:
+    """A tensor's page as one of 4 bits."""
+    codes, scale, _ = jax.device_put(page, jax.memory.Space.Device) if pinned else page
+    return packed_words(jnp.asarray(codes)), jnp.asarray(scale)

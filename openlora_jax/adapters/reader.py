@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.host_cache import AdapterTensors, HostAdapter, StagedPages
-from openlora_jax.adapters.pages import AdapterPages, shortage, spared
+from openlora_jax.adapters.pages import AdapterPages, placed, shortage, spared
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.adapters.traits import Traits
 
@@ -79,14 +79,15 @@ class AdapterReader:
             facts = self._source.manifest(digest)
             if facts.base_digest != self._base_digest:
                 raise ValueError(f"it was converted for base {facts.base_digest}, and this one is {self._base_digest}")
-            if reason := shortage(facts.pages, self._usable):
+            counts = placed(facts.pages, self._usable)
+            if reason := shortage(counts, self._usable):
                 raise ValueError(reason)
-            self._pool.check(facts.pages, facts.tensor_shapes)  # now: they say how much is fetched and held
+            self._pool.check(counts, facts.tensor_shapes)  # now: they say how much is fetched and held
             load.lap("manifest")
             facts, tensors = self._source.read(digest)
             load.lap("read")
-            pages = self._pool.stage(facts.pages, tensors)
+            pages = self._pool.stage(counts, tensors)
             load.lap("stage")
-            adapter = HostAdapter(facts.pages, pages, load.seconds, facts.traits)
+            adapter = HostAdapter(counts, pages, load.seconds, facts.traits)
             load.nbytes = adapter.nbytes
             return adapter

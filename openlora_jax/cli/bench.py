@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -126,6 +126,43 @@ def kernels(
     for problem in problems:
         typer.echo(f"openlora: {problem}", err=True)
     raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def few_bits(
+    base: Annotated[Path, typer.Option(help="The converted SmolLM2-135M-Instruct.")],
+    backend: BackendOption = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table here, in Markdown.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """The demo's adapters and 20 random ones in 16, 8 and 4 bits: errors, answers, bytes, and loads from the disk.
+
+    Takes four minutes on two cores.
+    """
+    from importlib import resources
+
+    from convert.adapter import convert_adapter
+    from openlora_jax.adapters.store import AdapterStore
+    from openlora_jax.bench import few_bits, machine
+    from openlora_jax.cli.loading import load
+    from openlora_jax.config import EngineConfig
+    from openlora_jax.model.checkpoint import BaseManifest
+
+    manifest = BaseManifest.read(base)
+    with tempfile.TemporaryDirectory() as folder, resources.as_file(resources.files("openlora_jax.demo")) as demo:
+        demos = {name: convert_adapter(demo / "adapters" / name, manifest) for name in few_bits.BEHAVIOURS}
+        adapters = {name: (each.manifest, each.tensors) for name, each in demos.items()}
+        store = AdapterStore.create(folder)
+        found = few_bits.install(store, adapters | few_bits.random_adapters(manifest.config, manifest.digest))
+        with load(str(base), folder, config=EngineConfig().using(backend)) as llm:
+            few_bits.answer(llm, found)
+            dtype, setup = llm.config.dtype, {"backend": llm.backend, "machine": machine.machine()}
+        few_bits.load(store, manifest.config, dtype, found)
+    table = few_bits.markdown(found)
+    typer.echo(table)
+    if markdown:
+        markdown.write_text(table)
+    write(json_file, {**setup, "versions": machine.versions()}, [asdict(each) for each in found])
 
 
 app.command()(coldstart)

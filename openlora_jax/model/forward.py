@@ -15,6 +15,7 @@ from openlora_jax.arrays import AnyArray
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
 from openlora_jax.model.rope import rotate, rotation
+from pallas_kernels.int4_lora.api import Int4Pages
 from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import WorkList
@@ -70,7 +71,12 @@ class AdapterBatch:
             y = ops.saved_linear(x, y, self.pools["lm_head.saved"][0], self.work, POOLS.index("lm_head.saved"))
         y = self._changed(ops, modules, y, layer)
         rank_pages: tuple[Any, ...] = tuple(self.pools[module] for module in modules)
-        return ops.lora(x, y if onto is None else onto + y, rank_pages, layer, self.work, _rows(modules))
+        y = ops.lora(x, y if onto is None else onto + y, rank_pages, layer, self.work, _rows(modules))
+        names = tuple(f"{module}.int4" for module in modules)
+        if names[0] not in self.pools:
+            return y
+        packed = tuple(Int4Pages(*self.pools[name]) for name in names)
+        return ops.int4_lora(x, y, packed, layer, self.work, _rows(names))
 
     def add_embedding(self, ops: Ops, tokens: Int[Array, "T L"], y: Float[Array, "T L D"]) -> Float[Array, "T L D"]:
         if "embed_tokens.saved" in self.pools:

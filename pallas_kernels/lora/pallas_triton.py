@@ -42,7 +42,7 @@ class _Listed(NamedTuple):
     pages: int
 
 
-class _Ranks(NamedTuple):
+class Ranks(NamedTuple):
     """Those of one pass, page by page. For one that is not live nothing is read, and its scale is 0."""
 
     page: Int[Array, "Q"]
@@ -51,7 +51,7 @@ class _Ranks(NamedTuple):
     scale: Float[Array, "Q"]
 
 
-class _Share(NamedTuple):
+class Share(NamedTuple):
     """What a program owns of y: rows of a tile, columns `first` to `end` of a module that itself begins at `column`."""
 
     tile: Array
@@ -61,8 +61,16 @@ class _Share(NamedTuple):
     end: Array
 
 
-Shrink = Callable[[_Ranks, Pass], Float[Array, "L Q"]]
-Expand = Callable[[Float[Array, "L Q"], _Ranks, Pass, Array | bool], None]
+class PageKind(NamedTuple):
+    """What a kind of pages does in the kernel; `arrays` hold A, and as many B."""
+
+    shrink: Callable[..., Array]
+    expand: Callable[..., None]
+    arrays: int
+
+
+Shrink = Callable[[Ranks, Pass], Float[Array, "L Q"]]
+Expand = Callable[[Float[Array, "L Q"], Ranks, Pass, Array | bool], None]
 
 
 def lora(
@@ -88,24 +96,44 @@ def lora(
     tiles, tokens, width_in = x.shape
     widths = tuple(b.shape[3] for _, b in pools)
     config = lora_config(tiles, tokens, width_in, widths, x.dtype.itemsize)
-    spans = tuple(pl.cdiv(width, config.span) for width in widths)
-
-    def lora_kernel(layer_ref: Ref, start_ref: Ref, page_ref: Ref, scale_ref: Ref, x_ref: Ref, *refs: Ref) -> None:
-        layer, y_ref = layer_ref[0], refs[-1]
-        for place, module in enumerate(modules):
-            a_ref, b_ref = refs[2 * place : 2 * place + 2]
-            span = pl.program_id(1) - sum(spans[:place])
-            share = _share(config, tokens, sum(widths[:place]), span, widths[place])
-            listed = _Listed(start_ref, page_ref, scale_ref, module, share.tile, b_ref.shape[1])
-            shrink = functools.partial(_shrink, x_ref, a_ref, layer, share)
-            expand = functools.partial(_expand, b_ref, y_ref, layer, share)
-            clear = functools.partial(_clear, y_ref, share, config.passes[-1].block) if config.apart else None
-            add = functools.partial(_add_items, listed, config.passes, shrink, expand, clear, interpret)
-            pl.when((span >= 0) & (span < spans[place]))(add)
-
+    kernel = grouped("lora_kernel", config, widths, tokens, modules, PageKind(_shrink, _expand, arrays=1), interpret)
     # The layer is data, not part of the kernel: so all layers of a model are one kernel, compiled once.
     operands = (jnp.full((1,), layer, jnp.int32), work.start, work.page, work.scale, x, *jax.tree.leaves(pools))
-    return _added(lora_kernel, config, sum(spans), operands, y, interpret)
+    return added(kernel, config, spans_of(config, widths), operands, y, interpret)
+
+
+def grouped(
+    name: str,
+    config: LoraConfig,
+    widths: tuple[int, ...],
+    tokens: int,
+    modules: tuple[int, ...],
+    pages: PageKind,
+    interpret: bool,
+) -> Callable[..., None]:
+    """The kernel of the modules that share an input."""
+    spans = [pl.cdiv(width, config.span) for width in widths]
+
+    def kernel(layer_ref: Ref, start_ref: Ref, page_ref: Ref, scale_ref: Ref, x_ref: Ref, *refs: Ref) -> None:
+        layer, y_ref = layer_ref[0], refs[-1]
+        for place, module in enumerate(modules):
+            pool = refs[2 * pages.arrays * place :]
+            span = pl.program_id(1) - sum(spans[:place])
+            share = _share(config, tokens, sum(widths[:place]), span, widths[place])
+            listed = _Listed(start_ref, page_ref, scale_ref, module, share.tile, pool[0].shape[1])
+            of_a = functools.partial(pages.shrink, x_ref, *pool[: pages.arrays], layer, share)
+            of_b = functools.partial(pages.expand, *pool[pages.arrays : 2 * pages.arrays], y_ref, layer, share)
+            clear = functools.partial(_clear, y_ref, share, config.passes[-1].block) if config.apart else None
+            add = functools.partial(_add_items, listed, config.passes, of_a, of_b, clear, interpret)
+            pl.when((span >= 0) & (span < spans[place]))(add)
+
+    kernel.__name__ = name
+    return kernel
+
+
+def spans_of(config: LoraConfig, widths: tuple[int, ...]) -> int:
+    """Programs that share a tile's columns."""
+    return sum(pl.cdiv(width, config.span) for width in widths)
 
 
 def embedding_lora(
@@ -138,10 +166,10 @@ def embedding_lora(
         _add_items(listed, config.passes, shrink, expand, clear, interpret)
 
     operands = (work.start, work.page, work.scale, tokens, *pool)
-    return _added(embedding_lora_kernel, config, pl.cdiv(width, config.span), operands, y, interpret)
+    return added(embedding_lora_kernel, config, pl.cdiv(width, config.span), operands, y, interpret)
 
 
-def _added(
+def added(
     kernel: Callable[..., None],
     config: LoraConfig,
     spans: int,
@@ -159,19 +187,19 @@ def _added(
         interpret=interpret,
     )
     shape = ShapeDtypeStruct(y.shape, y.dtype)
-    added: Array
+    result: Array
     if config.apart:
-        added = y + launch(shape)(*operands)
+        result = y + launch(shape)(*operands)
     else:
-        added = launch(shape, input_output_aliases={len(operands): 0})(*operands, y)
-    return added
+        result = launch(shape, input_output_aliases={len(operands): 0})(*operands, y)
+    return result
 
 
-def _share(config: LoraConfig, tokens: int, column: int, span: Array, width: int) -> _Share:
+def _share(config: LoraConfig, tokens: int, column: int, span: Array, width: int) -> Share:
     owner, shares = pl.program_id(0), jnp.int32(tokens // config.rows)
     rows = lax.rem(owner, shares) * config.rows + jnp.arange(config.rows, dtype=jnp.int32)
     first = span * config.span
-    return _Share(lax.div(owner, shares), rows, column, first, jnp.minimum(first + config.span, width))
+    return Share(lax.div(owner, shares), rows, column, first, jnp.minimum(first + config.span, width))
 
 
 def _add_items(
@@ -204,25 +232,25 @@ def _add_items(
         item += turns * step.pages
 
 
-def _load_ranks(listed: _Listed, item: Array, end: Array, pages: int) -> _Ranks:
+def _load_ranks(listed: _Listed, item: Array, end: Array, pages: int) -> Ranks:
     rank = jnp.arange(pages * PAGE_RANKS, dtype=jnp.int32)
     items = item + lax.div(rank, jnp.int32(PAGE_RANKS))
     page = plgpu.load(listed.page.at[listed.module, items], mask=items < end, other=0)
     scale = plgpu.load(listed.scale.at[listed.module, items], mask=items < end, other=0.0)
     live = (items < end) & (page >= 0) & (page < listed.pages)
-    return _Ranks(page, lax.rem(rank, jnp.int32(PAGE_RANKS)), live, jnp.where(live, scale, 0.0))
+    return Ranks(page, lax.rem(rank, jnp.int32(PAGE_RANKS)), live, jnp.where(live, scale, 0.0))
 
 
-def _shrink(x_ref: Ref, a_ref: Ref, layer: Array, share: _Share, ranks: _Ranks, step: Pass) -> Float[Array, "L Q"]:
+def _shrink(x_ref: Ref, a_ref: Ref, layer: Array, share: Share, ranks: Ranks, step: Pass) -> Float[Array, "L Q"]:
     """H = x A^T, in `step.sums` sums that do not wait for one another."""
     width, stretch = x_ref.shape[2], step.block // step.sums
 
     def add_block(turn: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         added = []
         for place, h in enumerate(sums):
-            column, inside = _columns(turn * step.block + place * stretch, stretch, width)
+            column, inside = some_columns(turn * step.block + place * stretch, stretch, width)
             x = plgpu.load(x_ref.at[share.tile, share.rows[:, None], column[None, :]], mask=inside, other=0)
-            added.append(h + _dot(x, _load_pages(a_ref, layer, ranks, column, inside).T))
+            added.append(h + dot(x, _load_pages(a_ref, layer, ranks, column, inside).T))
         return tuple(added)
 
     zeros = jnp.zeros((share.rows.shape[0], ranks.page.shape[0]), jnp.float32)
@@ -232,7 +260,7 @@ def _shrink(x_ref: Ref, a_ref: Ref, layer: Array, share: _Share, ranks: _Ranks, 
     return h
 
 
-def _look_up(tokens_ref: Ref, a_ref: Ref, share: _Share, ranks: _Ranks, step: Pass) -> Float[Array, "L Q"]:
+def _look_up(tokens_ref: Ref, a_ref: Ref, share: Share, ranks: Ranks, step: Pass) -> Float[Array, "L Q"]:
     """H = A's columns of the tokens."""
     token = plgpu.load(tokens_ref.at[share.tile, share.rows])
     known = (token >= 0) & (token < a_ref.shape[3])
@@ -244,9 +272,9 @@ def _expand(
     b_ref: Ref,
     y_ref: Ref,
     layer: Array | int,
-    share: _Share,
+    share: Share,
     h: Float[Array, "L Q"],
-    ranks: _Ranks,
+    ranks: Ranks,
     step: Pass,
     written: Array | bool,
 ) -> None:
@@ -254,39 +282,39 @@ def _expand(
     h = h.astype(b_ref.dtype)
 
     def add_block(turn: Array, _: None) -> None:
-        column, inside = _columns(share.first + turn * step.block, step.block, share.end)
+        column, inside = some_columns(share.first + turn * step.block, step.block, share.end)
         place = y_ref.at[share.tile, share.rows[:, None], share.column + column[None, :]]
         y = plgpu.load(place, mask=inside & written, other=0)
-        added = y.astype(jnp.float32) + _dot(h, _load_pages(b_ref, layer, ranks, column, inside))
+        added = y.astype(jnp.float32) + dot(h, _load_pages(b_ref, layer, ranks, column, inside))
         plgpu.store(place, added.astype(y.dtype), mask=inside)
 
-    _over_columns(share, step.block, add_block)
+    over_columns(share, step.block, add_block)
 
 
-def _clear(y_ref: Ref, share: _Share, block: int) -> None:
+def _clear(y_ref: Ref, share: Share, block: int) -> None:
     """Y = 0, in the program's share of y."""
 
     def clear_block(turn: Array, _: None) -> None:
-        column, inside = _columns(share.first + turn * block, block, share.end)
+        column, inside = some_columns(share.first + turn * block, block, share.end)
         place = y_ref.at[share.tile, share.rows[:, None], share.column + column[None, :]]
         plgpu.store(place, jnp.zeros((share.rows.shape[0], block), y_ref.dtype), mask=inside)
 
-    _over_columns(share, block, clear_block)
+    over_columns(share, block, clear_block)
 
 
-def _over_columns(share: _Share, block: int, body: Callable[[Array, None], None]) -> None:
+def over_columns(share: Share, block: int, body: Callable[[Array, None], None]) -> None:
     turns = lax.div(share.end - share.first + (block - 1), jnp.int32(block))
     lax.fori_loop(jnp.int32(0), turns, body, None)
 
 
-def _columns(first: Array, count: int, end: Array | int) -> tuple[Int[Array, "I"], Bool[Array, "1 I"]]:
+def some_columns(first: Array, count: int, end: Array | int) -> tuple[Int[Array, "I"], Bool[Array, "1 I"]]:
     """`count` columns from `first`, and which come before `end`; compared so that no register is needed for each."""
     nth = jnp.arange(count, dtype=jnp.int32)
     return first + nth, (nth < end - first)[None, :]
 
 
 def _load_pages(
-    ref: Ref, layer: Array | int, ranks: _Ranks, column: Int[Array, "I"], inside: Bool[Array, "1 I"]
+    ref: Ref, layer: Array | int, ranks: Ranks, column: Int[Array, "I"], inside: Bool[Array, "1 I"]
 ) -> Float[Array, "Q I"]:
     """Columns of a pass' pages. Past the end they are masked, not clamped: a clamped one would be some other column."""
     place = ref.at[layer, ranks.page[:, None], ranks.rank[:, None], column[None, :]]
@@ -294,7 +322,7 @@ def _load_pages(
     return loaded
 
 
-def _dot(left: Array, right: Array) -> Array:
+def dot(left: Array, right: Array) -> Array:
     """Summed in float32. Without being told otherwise, float32 itself would be rounded to TF32's 10 bits first."""
     precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else lax.Precision.DEFAULT
     return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)

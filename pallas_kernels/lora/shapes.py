@@ -3,14 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import PagePair, WorkList
 from pallas_kernels.triton_limits import DTYPES, check_same, check_size
 
 PAGE_RANKS = 16
-
 STEP_COLUMNS = 64
 """What the Mosaic kernel's steps are made of: two for each thread of a warp. It has no masks for a part of that."""
 
@@ -34,7 +33,7 @@ def check_lora(
     check_same("the columns of y, of all B together", y.shape[2], sum(b.shape[3] for _, b in pools))
     for a, b in pools:
         check_same("the columns of x, of A", x.shape[2], a.shape[3])
-        _check_pool(a, b, layers)
+        check_pool(a, b, layers)
     check_layer(layer, layers)
     check_dtypes("x, y and pools", x, y, *(array for pair in pools for array in pair))
     check_work(work, modules, x.shape[0], "what is computed")
@@ -52,7 +51,7 @@ def check_embedding_lora(
     check_same("(tiles, tokens) of the ids and y", tokens.shape, y.shape[:2])
     check_same("the columns of y, of B", y.shape[2], pool[1].shape[3])
     check_same("the dtype of ids, what is served", tokens.dtype, jnp.dtype("int32"))
-    _check_pool(*pool, layers=1)
+    check_pool(*pool, layers=1)
     check_dtypes("x, y and pools", y, *pool)
     check_work(work, (module,), tokens.shape[0], "what is computed")
     check_size("tokens of a tile", tokens.shape[1], least=1)
@@ -69,7 +68,8 @@ def check_columns(*widths: int) -> None:
             raise ValueError(f"columns of A or B: {width}; must be a multiple of {STEP_COLUMNS}")
 
 
-def _check_pool(a: Float[Array, "Y P R I"], b: Float[Array, "Y P R O"], layers: int) -> None:
+def check_pool(a: Shaped[Array, "Y P R _"], b: Shaped[Array, "Y P R _"], layers: int) -> None:
+    """That A and B have the same pages of so many layers. Raises ValueError."""
     check_same("(layers, pages, ranks of a page) of A and B", a.shape[:3], b.shape[:3])
     check_same("layers of a pool, of its model", a.shape[0], layers)
     check_same("ranks of a page, what is served", a.shape[2], PAGE_RANKS)

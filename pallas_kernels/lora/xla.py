@@ -1,6 +1,7 @@
 """For XLA:CPU: a loop over the items, as long as this step's list."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -45,7 +46,7 @@ def embedding_lora(
         columns: Array = a[0, page, :, tokens[tile]]
         return columns.astype(jnp.float32)
 
-    return _over_items(y, shrink, b, jnp.int32(0), work, module)
+    return over_items(y, shrink, partial(_expand, b, jnp.int32(0)), work, module)
 
 
 def _module(
@@ -63,39 +64,39 @@ def _module(
         h: Array = rows @ sliced.reshape(a.shape[2:]).astype(jnp.float32).T
         return h
 
-    return _over_items(y, shrink, b, layer, work, module)
+    return over_items(y, shrink, partial(_expand, b, layer), work, module)
 
 
-def _over_items(
+def over_items(
     y: Float[Array, "T L O"],
     shrink: Callable[[Array, Array], Array],
-    b: Float[Array, "Y P R O"],
-    layer: LayerIndex,
+    expand: Callable[[Array, Array, Array], Array],
     work: WorkList,
     module: int,
 ) -> Float[Array, "T L O"]:
+    """A module's loop: `shrink(tile, page)` is x A^T of an item, `expand(row, h, page)` is row + h B."""
     start, tiles, pages, scales = map(jnp.asarray, work)
 
     def add_item(n: Array, y: Array) -> Array:
         tile, page = tiles[module, n], pages[module, n]
-        return _add_expanded(y, tile, shrink(tile, page) * scales[module, n], b, layer, page)
+        row = lax.dynamic_index_in_dim(y, tile, keepdims=False)
+        row = expand(row, shrink(tile, page) * scales[module, n], page)
+        added: Array = lax.dynamic_update_index_in_dim(y, row, tile, axis=0)
+        return added
 
     summed: Array = lax.fori_loop(jnp.int32(0), start[module, -1], add_item, y.astype(jnp.float32))
     return summed.astype(y.dtype)
 
 
-def _add_expanded(
-    y: Float[Array, "T L O"],
-    tile: Int[Array, ""],
-    h: Float[Array, "L R"],
+def _expand(
     b: Float[Array, "Y P R O"],
     layer: LayerIndex,
+    row: Float[Array, "L O"],
+    h: Float[Array, "L R"],
     page: Int[Array, ""],
-) -> Float[Array, "T L O"]:
-    """y[tile] += h B, rank by rank: that fuses into one pass over the page where it lies; a product copies it first."""
-    row = lax.dynamic_index_in_dim(y, tile, keepdims=False)
+) -> Float[Array, "L O"]:
+    """Row + h B, rank by rank: that fuses into one pass over the page where it lies; a product copies it first."""
     for rank in range(b.shape[2]):
         b_row = lax.dynamic_slice(b, (layer, page, rank, 0), (1, 1, 1, b.shape[3])).reshape(1, -1)
         row = row + h[:, rank : rank + 1] * b_row.astype(jnp.float32)
-    added: Array = lax.dynamic_update_index_in_dim(y, row, tile, axis=0)
-    return added
+    return row

@@ -81,6 +81,11 @@ SMOLLM2_135M = ModelConfig(
     eos_token_ids=(2,),
 )
 
+INT4_PAGES = {
+    "llama-3.1-8b int4 pages": Workload(LLAMA_8B, ENGINE.model_copy(update={"int4_pages": 4 * ENGINE.pool_pages}))
+}
+"""Four times as many as there are plain pages: adapters in as much memory again."""
+
 VAST = Workload(LLAMA_8B, ENGINE.model_copy(update={"pool_pages": 1050, "wide_pool_pages": 1050}))
 """With pools past 4 GiB, but for B of K and V: so one kernel has offsets of both kinds."""
 

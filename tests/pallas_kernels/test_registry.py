@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from pallas_kernels.affine.api import Affine
+from pallas_kernels.int4_lora.api import Int4Lora
 from pallas_kernels.kv_write.api import KvWrite
 from pallas_kernels.layers import OverLayers
 from pallas_kernels.linear.api import Linear
@@ -32,6 +33,7 @@ PROTOCOLS = {
     "saved_embedding": SavedEmbedding,
     "affine": Affine,
     "lora": Lora,
+    "int4_lora": Int4Lora,
     "embedding_lora": EmbeddingLora,
     "kv_write": KvWrite,
     "paged_attention": PagedAttention,

@@ -8,6 +8,7 @@ import pytest
 from convert.adapter import BaseWeights, convert_adapter
 from convert.base import convert_base
 from openlora_jax import LLM
+from openlora_jax.adapters.few_bits import Wish
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.config import EngineConfig
 from openlora_jax.model.checkpoint import BaseManifest
@@ -44,13 +45,15 @@ class House:
             self._llms[base] = LLM(base=self._base(base), store=self._store.path, config=self._config)
         return self._llms[base]
 
-    def install(self, name: str, adapter: Path, base: Path, initial: Path | None = None) -> None:
+    def install(
+        self, name: str, adapter: Path, base: Path, initial: Path | None = None, few_bits: Wish | None = None
+    ) -> None:
         """Converts a PEFT directory for a base, under a name; `initial` is what it was before training."""
         if name not in self._store.registrations():
             path = self._base(base)
             manifest = BaseManifest.read(path)
             weights = BaseWeights(path, manifest)
-            conversion = convert_adapter(adapter, manifest, weights=weights, initial=initial)
+            conversion = convert_adapter(adapter, manifest, weights=weights, initial=initial, few_bits=few_bits)
             self._store.install(name, conversion.manifest, conversion.tensors)
 
     def score(self, base: Path, rows: tuple[Row, ...], adapters: dict[str, float] | None = None) -> Scores:

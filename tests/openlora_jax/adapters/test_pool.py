@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from numpy.typing import NDArray
 
-from openlora_jax.adapters.modules import MODULES, PAGE_RANK, POOLS
+from openlora_jax.adapters.modules import MODULES, PAGE_RANK, VECTORS
 from openlora_jax.adapters.pool import AdapterPool, _write_staged_page, pinned_memory
 from openlora_jax.adapters.synthetic import synthetic_tensors
 from tests.openlora_jax.adapters.poison import write_that_fails_when_it_runs, write_that_takes_the_pool_with_it
@@ -70,8 +70,8 @@ def test_a_fresh_pool_is_zeros_of_the_module_shapes() -> None:
 
 @EVERY_STAGING
 def test_vector_pages_are_written_beside_rank_pages(pinned: bool) -> None:
-    pool = make_pool(pinned=pinned, capacities=dict.fromkeys(POOLS, 3))
-    assert tuple(pool.arrays) == POOLS
+    pool = make_pool(pinned=pinned, capacities=dict.fromkeys((*MODULES, *VECTORS), 3))
+    assert tuple(pool.arrays) == (*MODULES, *VECTORS)
     vectors = np.random.default_rng(0).normal(size=(3, 1, 2, 8)).astype(np.float32)
     tensors = make_adapter(1, {"k_proj": 1})
     write(pool, {"k_proj": (1,), "k_proj.vector": (2,)}, {**tensors, "k_proj.vector": vectors})
