@@ -41,7 +41,7 @@ test-slow: $(VENV)/oracle base ## run the slow tests; the longest takes half an 
 	$(BIN)/pytest -m slow $(TESTS)
 
 test-gpu-compile: $(GPU_VENV)/ready ## compile both steps for GPUs that are not here, within tests/gpu/budget.json
-	$(GPU_VENV)/bin/pytest -n 2 --dist loadfile -m gpu_compile tests/gpu
+	$(GPU_VENV)/bin/pytest -n 2 --dist loadfile -m "$(or $(COMPILE),gpu_compile)" tests/gpu
 
 gpu-budget: $(GPU_VENV)/ready ## write tests/gpu/budget.json anew, from what the steps cost now
 	$(GPU_VENV)/bin/python -m tests.gpu.budget

@@ -7,9 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
+
+import pytest
+from _pytest.mark import ParameterSet
 
 from tests.gpu.facts import Facts, Kernel
 
@@ -21,6 +26,14 @@ Variant = Literal["whole", "base", "ensembles", "slicing", "keeping"]
 CHIPS = ("a100", "h100", "b200")
 MOSAIC_CHIPS = ("h100", "b200")
 KINDS: tuple[Kind, ...] = ("decode", "prefill")
+STEPS = tuple(product(CHIPS, KINDS))
+QUICK = ("h100", "decode")
+"""What CI compiles of a feature that only some use; `make test-gpu-compile` compiles all."""
+
+
+def mostly_slow(steps: Iterable[tuple[str, Kind]]) -> list[ParameterSet]:
+    """Chips and steps as a test's parameters; all but `QUICK` are slow."""
+    return [pytest.param(*each, marks=() if each == QUICK else pytest.mark.slow) for each in steps]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import pytest
 
 from pallas_kernels.registry import implementations
 from tests.gpu.budget import DEEP, SHALLOW
-from tests.gpu.cases import CHIPS, KINDS, Case, Kind, compiled, reason_to_skip
+from tests.gpu.cases import KINDS, STEPS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
 from tests.gpu.workloads import INT4_PAGES
@@ -24,8 +24,7 @@ def test_a_group_is_one_launch_more(kind: Kind) -> None:
 
 @pytest.mark.gpu_compile
 @needs_compiler
-@pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("chip", "kind"), mostly_slow(STEPS))
 def test_the_kernel_keeps_to_registers_and_tensor_cores(chip: str, kind: Kind) -> None:
     facts = compiled(Case(chip, kind, WORKLOAD, SHALLOW))
     kernel = facts.kernels["int4_lora_kernel"]
@@ -36,6 +35,7 @@ def test_the_kernel_keeps_to_registers_and_tensor_cores(chip: str, kind: Kind) -
 
 
 @pytest.mark.gpu_compile
+@pytest.mark.slow
 @needs_compiler
 def test_numbers_of_a_page_are_never_in_memory() -> None:
     """Two layers more need no more temporary memory than the outputs that a layer's launches add to."""

@@ -4,7 +4,7 @@ import pytest
 
 from pallas_kernels.registry import implementations
 from tests.gpu.budget import SHALLOW
-from tests.gpu.cases import CHIPS, KINDS, Case, Kind, compiled, reason_to_skip
+from tests.gpu.cases import KINDS, STEPS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
 from tests.gpu.workloads import KV_INT8, LLAMA_8B, WORKLOADS
@@ -31,8 +31,7 @@ def test_the_cache_takes_half_of_bfloat16_and_its_scales() -> None:
 
 @pytest.mark.gpu_compile
 @pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip()))
-@pytest.mark.parametrize("chip", CHIPS)
-@each_step
+@pytest.mark.parametrize(("chip", "kind"), mostly_slow(STEPS))
 def test_codes_become_numbers_in_registers(chip: str, kind: Kind) -> None:
     """On tensor cores, without spills; and the cache stays where it lies."""
     facts = compiled(Case(chip, kind, NAME, SHALLOW))

@@ -6,7 +6,7 @@ from openlora_jax.model.stored import weight_bytes
 from pallas_kernels.registry import implementations
 from tests.gpu import budget
 from tests.gpu.budget import DEEP, INT4, SHALLOW, STEPS
-from tests.gpu.cases import KINDS, Case, Kind, compiled, reason_to_skip
+from tests.gpu.cases import KINDS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
 from tests.gpu.workloads import LLAMA_8B, QUANTISED
@@ -15,7 +15,9 @@ MATRICES = 4
 """Of a layer: q/k/v, o, gate/up, down."""
 
 each_workload = pytest.mark.parametrize("workload", QUANTISED)
-each_step = pytest.mark.parametrize(("chip", "kind"), [(chip, kind) for chip, kind, of in STEPS if of == INT4])
+each_step = pytest.mark.parametrize(
+    ("chip", "kind"), mostly_slow((chip, kind) for chip, kind, of in STEPS if of == INT4)
+)
 compiles = pytest.mark.gpu_compile
 needs_compiler = pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip()))
 

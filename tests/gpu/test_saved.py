@@ -4,7 +4,7 @@ import pytest
 
 from pallas_kernels.registry import implementations
 from tests.gpu.budget import SHALLOW, WORKLOAD
-from tests.gpu.cases import CHIPS, KINDS, Case, Kind, compiled, reason_to_skip
+from tests.gpu.cases import CHIPS, KINDS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
 from tests.gpu.workloads import LLAMA_8B, SAVED
@@ -26,7 +26,7 @@ def test_a_head_is_one_launch_and_pools_are_past_4_gib(kind: Kind) -> None:
 
 @compiles
 @needs_compiler
-@pytest.mark.parametrize(("chip", "kind"), COMPILED)
+@pytest.mark.parametrize(("chip", "kind"), mostly_slow(COMPILED))
 def test_they_cost_two_launches_and_no_memory_beside_their_pools(chip: str, kind: Kind) -> None:
     """That of the head, and the embedding's gather where it is no part of another launch."""
     saved, plain = (compiled(Case(chip, kind, workload, SHALLOW)) for workload in (NAME, WORKLOAD))
