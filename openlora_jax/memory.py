@@ -23,6 +23,7 @@ from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.stored import weight_bytes
 from openlora_jax.observed import Observed, Planned
 from pallas_kernels.kv_cache import kv_bytes
+from pallas_kernels.triton_limits import WRAPPED
 
 SLACK = 5 / 4
 """What was observed is planned for with so much more."""
@@ -82,6 +83,7 @@ class MemoryPlan:
             pages, blocks = kept.pages, kept.kv_blocks
         else:
             pages, blocks = _counts(engine, sizes, demand, observed, budget)
+            blocks = _reached(engine, model, blocks)
         pages = {pool: count for pool, count in pages.items() if count}
         return cls(
             basis=basis,
@@ -207,6 +209,24 @@ def _counts(
     if budget is None and not (observed and observed.preemptions):
         blocks = min(blocks, engine.kv_blocks)  # nobody asked for more, and nobody missed it
     return pages, blocks
+
+
+def _reached(engine: EngineConfig, model: ModelConfig, blocks: int) -> int:
+    """KV blocks, as many of them as the kernels of a GPU reach.
+
+    Raises:
+        InvalidConfig: the settings ask for a number that they do not.
+    """
+    codes = engine.kv_block * model.num_layers * model.kv_size
+    if engine.kv_dtype != "int8" or blocks * codes not in WRAPPED:
+        return blocks
+    most, least = (WRAPPED.start - 1) // codes, -(-WRAPPED.stop // codes)
+    if "kv_blocks" in engine.model_fields_set:
+        problem = (
+            f"{blocks} in int8 have keys of 2 to 4 GiB, which GPUs address wrongly; {most} at most, or from {least} on"
+        )
+        raise InvalidConfig("kv_blocks", problem)
+    return most
 
 
 def _fixed(engine: EngineConfig) -> dict[str, int]:

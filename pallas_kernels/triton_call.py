@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jax import ShapeDtypeStruct
+import jax.numpy as jnp
+from jax import Array, ShapeDtypeStruct, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Float, Float32
 
 
 def triton_call(
@@ -46,3 +48,9 @@ def triton_call(
         name=kernel.__name__,
     )
     return called
+
+
+def dot(left: Float[Array, "I J"], right: Float[Array, "J O"]) -> Float32[Array, "I O"]:
+    """Summed in float32. Without being told otherwise, float32 itself would be rounded to TF32's 10 bits first."""
+    precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)

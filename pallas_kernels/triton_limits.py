@@ -1,9 +1,13 @@
 """What Triton's lowering takes, and computes right; checks of operands refuse the rest by name."""
 
+import numpy as np
+from jax import Array
+
 LEAST_SIZE = 16
 """Of what a product sums over: 8 numbers of bfloat16 compile to twice the right sum, and nothing says so."""
 DTYPES = ("float32", "bfloat16")
-"""Offsets have 64 bits in arrays above 2^32 bytes and 32 signed ones below, too few for what counts single bytes."""
+WRAPPED = range((1 << 31) + 1, (1 << 32) + 1)
+"""Bytes of an array of codes that is not served: up to 2^32 offsets have 32 bits, one of which is a sign."""
 
 
 def check_size(what: str, size: int, least: int = LEAST_SIZE) -> None:
@@ -20,3 +24,9 @@ def check_same(what: str, one: object, other: object) -> None:
     """That two sizes agree. Raises ValueError, which names both."""
     if one != other:
         raise ValueError(f"{what} differ: {one} and {other}")
+
+
+def check_reach(what: str, codes: Array | np.ndarray) -> None:
+    """That offsets reach all of an array of single bytes. Raises ValueError."""
+    if codes.size in WRAPPED:
+        raise ValueError(f"{what}: {codes.size:,} bytes; must be less than {WRAPPED.start:,}, or {WRAPPED.stop:,}")

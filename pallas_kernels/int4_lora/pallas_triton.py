@@ -20,7 +20,8 @@ from pallas_kernels.int4_lora.shapes import check_int4_lora
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import WorkList
 from pallas_kernels.lora.config import Pass
-from pallas_kernels.lora.pallas_triton import PageKind, Ranks, Share, added, dot, grouped, over_columns, spans_of
+from pallas_kernels.lora.pallas_triton import PageKind, Ranks, Share, added, grouped, over_columns, spans_of
+from pallas_kernels.triton_call import dot
 
 Ref = Any
 

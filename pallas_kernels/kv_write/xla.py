@@ -68,7 +68,7 @@ def kv_write_scatter(
     first: Int[Array, "T"],
     length: Int[Array, "T"],
 ) -> KvCache:
-    """A scatter each for keys and values, so two launches, with what computes k and v fused into them.
+    """A scatter each for keys, values and the scales of codes, with what computes k and v fused into them.
 
     Were an index to come twice, a GPU would have to scatter 16-bit floats by compare-and-swap. Only those of what is
     not to be written do, such as padding in block 0: they move past the cache's end, each tile's to a block of its own,

@@ -26,7 +26,7 @@ from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import PagePair, WorkList
 from pallas_kernels.lora.config import LoraConfig, Pass, lora_config
 from pallas_kernels.lora.shapes import PAGE_RANKS, check_embedding_lora, check_lora
-from pallas_kernels.triton_call import triton_call
+from pallas_kernels.triton_call import dot, triton_call
 
 Ref = Any
 
@@ -320,9 +320,3 @@ def _load_pages(
     place = ref.at[layer, ranks.page[:, None], ranks.rank[:, None], column[None, :]]
     loaded: Array = plgpu.load(place, mask=ranks.live[:, None] & inside, other=0)
     return loaded
-
-
-def dot(left: Array, right: Array) -> Array:
-    """Summed in float32. Without being told otherwise, float32 itself would be rounded to TF32's 10 bits first."""
-    precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)

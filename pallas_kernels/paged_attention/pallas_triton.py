@@ -31,7 +31,7 @@ from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.paged_attention.config import AttentionConfig, attention_config
 from pallas_kernels.paged_attention.shapes import check_operands
-from pallas_kernels.triton_call import triton_call
+from pallas_kernels.triton_call import dot, triton_call
 
 Ref = Any
 LOG2_E = math.log2(math.e)
@@ -135,7 +135,7 @@ def _attend(
         value_place = (layer, block, kv_head, inside[:, None], column[None, :])
         values = plgpu.load(values_ref.at[value_place], mask=written[:, None] & real[None, :], other=0)
         seen = (position[None, :] <= last_seen[:, None]) & known
-        scores = _dot(q, keys.astype(q.dtype)) * (LOG2_E / math.sqrt(width))
+        scores = dot(q, keys.astype(q.dtype)) * (LOG2_E / math.sqrt(width))
         value_scale = None
         if scales_ref:  # a product takes codes, which every type holds exactly, and its result the scales
             key_scale = plgpu.load(scales_ref[0].at[layer, block, 0, kv_head, inside], mask=written, other=0)
@@ -167,7 +167,7 @@ def _add(
     return _Sums(
         best=best,
         total=total,
-        output=sums.output * shrink[:, None] + _dot(weights.astype(values.dtype), values),
+        output=sums.output * shrink[:, None] + dot(weights.astype(values.dtype), values),
     )
 
 
@@ -184,9 +184,3 @@ def join_splits_kernel(outputs_ref: Ref, logsums_ref: Ref, output_ref: Ref) -> N
     outputs = plgpu.load(outputs_ref.at[place], mask=real[None, :], other=0)
     output = jnp.sum(weights[:, None] * outputs, axis=0) / jnp.sum(weights)
     plgpu.store(output_ref.at[tile, token, head, column], output.astype(output_ref.dtype), mask=real)
-
-
-def _dot(a: Float[Array, "Q I"], b: Float[Array, "I O"]) -> Float[Array, "Q O"]:
-    """In float32; operands in float32 are not cut to TF32."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 
 from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.paged_attention.config import MAX_COLUMNS, MIN_SIDE
+from pallas_kernels.triton_limits import check_reach
 
 DTYPES = ("bfloat16", "float32")
 
@@ -18,19 +19,10 @@ def check_operands(
     length: Int[Array, "_"],
 ) -> None:
     """Raises ValueError where the kernel would read its operands wrong; names both numbers that do not agree."""
-    keys, values, scales = kv
+    _check_cache(q, kv)
+    values = kv.values
     heads, width = q.shape[2:]
     kv_heads, block_tokens = values.shape[2:4]
-    cached = q.dtype if scales is None else jnp.int8
-    if q.dtype not in DTYPES or not cached == keys.dtype == values.dtype:
-        raise ValueError(
-            f"queries are {q.dtype}, keys {keys.dtype}, values {values.dtype}: all must be {' or '.join(DTYPES)},"
-            " alike, or the latter int8 with scales"
-        )
-    if keys.shape != (*values.shape[:3], values.shape[4], block_tokens):
-        raise ValueError(f"keys of shape {keys.shape} are not values of shape {values.shape} with the positions last")
-    if scales is not None and scales.shape != (*values.shape[:2], 2, *values.shape[2:4]):
-        raise ValueError(f"scales of shape {scales.shape} are not those of values of shape {values.shape}")
     if width != values.shape[4]:
         raise ValueError(f"queries are {width} wide, keys and values {values.shape[4]}")
     if width > MAX_COLUMNS:
@@ -42,3 +34,20 @@ def check_operands(
     for name, of_tiles in (("table", table), ("start", start), ("length", length)):
         if of_tiles.shape[0] != q.shape[0]:
             raise ValueError(f"{name} is of {of_tiles.shape[0]} tiles, the queries of {q.shape[0]}")
+
+
+def _check_cache(q: Float[Array, "T L H E"], kv: KvCache) -> None:
+    """That its arrays fit together, and are of types that the kernel reads, and of sizes."""
+    keys, values, scales = kv
+    cached = q.dtype if scales is None else jnp.int8
+    if q.dtype not in DTYPES or not cached == keys.dtype == values.dtype:
+        raise ValueError(
+            f"queries are {q.dtype}, keys {keys.dtype}, values {values.dtype}: all must be {' or '.join(DTYPES)},"
+            " alike, or the latter int8 with scales"
+        )
+    if keys.shape != (*values.shape[:3], values.shape[4], values.shape[3]):
+        raise ValueError(f"keys of shape {keys.shape} are not values of shape {values.shape} with the positions last")
+    if scales is not None:
+        if scales.shape != (*values.shape[:2], 2, *values.shape[2:4]):
+            raise ValueError(f"scales of shape {scales.shape} are not those of values of shape {values.shape}")
+        check_reach("codes of values", values)

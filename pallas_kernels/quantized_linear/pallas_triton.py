@@ -20,7 +20,7 @@ from pallas_kernels.quantized import BLOCK, NF4, Int4Matrix, Int8Matrix, Nf4Matr
 from pallas_kernels.quantized_linear import reference
 from pallas_kernels.quantized_linear.config import MOST_ROWS, quantized_linear_config
 from pallas_kernels.quantized_linear.shapes import check_quantized_linear
-from pallas_kernels.triton_call import triton_call
+from pallas_kernels.triton_call import dot, triton_call
 
 Ref = Any
 HALF = BLOCK // 2
@@ -62,10 +62,10 @@ def _product(x: Float[Array, "N I"], weight: QuantizedMatrix, interpret: bool) -
                 mask = row_inside[:, None] & (column < columns)[None, :]
                 x = plgpu.load(x_ref.at[row[:, None], column[None, :]], mask=mask, other=0)
                 if scale.ndim == 2 or config.rows >= config.block:
-                    sums += _dot(_scaled(codes, scale, offset).astype(x.dtype), x.T)
+                    sums += dot(_scaled(codes, scale, offset).astype(x.dtype), x.T)
                     continue
                 # Of one group there is less to scale behind the product than in front of it.
-                sums += scale[:, None] * _dot(codes.astype(x.dtype), x.T)
+                sums += scale[:, None] * dot(codes.astype(x.dtype), x.T)
                 if offset is not None:
                     sums += offset[:, None] * jnp.sum(x.astype(jnp.float32), axis=1)[None, :]
             return sums
@@ -163,9 +163,3 @@ def _load(block: _Block, part: int, column: Int[Array, "C"]) -> Array:
     mask = block.out_inside[:, None] & (column < block.parts[part].shape[1])[None, :]
     loaded: Array = plgpu.load(block.parts[part].at[block.out[:, None], column[None, :]], mask=mask, other=0)
     return loaded
-
-
-def _dot(left: Array, right: Array) -> Array:
-    """Summed in float32. Without being told otherwise, float32 itself would be rounded to TF32's 10 bits first."""
-    precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)

@@ -4,10 +4,7 @@ from jax import Array
 from jaxtyping import Float
 
 from pallas_kernels.quantized import QuantizedMatrix, shape_of
-from pallas_kernels.triton_limits import DTYPES, check_same
-
-MOST_BYTES = 1 << 31
-"""Of an array of single bytes: below 2^32 offsets are signed numbers of 32 bits."""
+from pallas_kernels.triton_limits import DTYPES, check_reach, check_same
 
 
 def check_quantized_linear(x: Float[Array, "N I"], weight: QuantizedMatrix) -> None:
@@ -23,5 +20,4 @@ def check_quantized_linear(x: Float[Array, "N I"], weight: QuantizedMatrix) -> N
     for name, part in weight._asdict().items():
         if part is not None:
             check_same(f"rows of codes, of {name}", outs, part.shape[0])
-    if weight.codes.size >= MOST_BYTES:
-        raise ValueError(f"{weight.codes.size:,} bytes of codes; must be below {MOST_BYTES:,}")
+    check_reach("codes", weight.codes)

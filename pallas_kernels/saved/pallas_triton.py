@@ -17,7 +17,7 @@ from pallas_kernels.lora.api import WorkList
 from pallas_kernels.saved.api import NONE, SavedPages
 from pallas_kernels.saved.config import SavedLinearConfig, saved_linear_config
 from pallas_kernels.saved.shapes import check_saved_linear
-from pallas_kernels.triton_call import triton_call
+from pallas_kernels.triton_call import dot, triton_call
 
 Ref = Any
 
@@ -100,14 +100,8 @@ def _product(
         inside = (column < width)[None, :]
         x = plgpu.load(x_ref.at[row[:, None], column[None, :]], mask=row_counts[:, None] & inside, other=0)
         w = plgpu.load(pool_ref.at[0, page, out[:, None], column[None, :]], mask=out_counts[:, None] & inside, other=0)
-        return sums + _dot(w, x.T)
+        return sums + dot(w, x.T)
 
     zeros = jnp.zeros((config.outs, config.rows), jnp.float32)
     sums: Array = lax.fori_loop(jnp.int32(0), jnp.int32(pl.cdiv(width, config.block)), add_block, zeros)
     return sums
-
-
-def _dot(left: Array, right: Array) -> Array:
-    """Summed in float32. Without being told otherwise, float32 itself would be rounded to TF32's 10 bits first."""
-    precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)

@@ -33,8 +33,8 @@ def test_it_scores_as_in_float32_but_for_rounding(few: LLM, tiny_llm: LLM) -> No
 
 
 def test_who_gives_way_and_who_shares_a_prefix_go_on_as_if_alone(few: LLM) -> None:
-    """Recomputed, cached and copied blocks hold the same codes: what is rounded does not depend on the company."""
-    params = SamplingParams(max_tokens=50, ignore_eos=True, logprobs=0)
+    """Recomputed, cached and copied blocks hold the same codes, but for what rounds the other way."""
+    params = SamplingParams(max_tokens=50, ignore_eos=True)
     alone = [few.generate([prompt], params, [adapter])[0] for prompt, adapter in zip(PROMPTS, ADAPTERS, strict=True)]
     before = few.engine.stats.preemptions
     together = few.generate(PROMPTS, params, ADAPTERS)

@@ -14,6 +14,7 @@ from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.memory import MemoryPlan, device_memory, memory_budget
 from openlora_jax.observed import Observed, Planned
+from pallas_kernels.triton_limits import WRAPPED
 from tests.openlora_jax.adapters.test_demand import registered
 from tests.openlora_jax.tiny import MODEL, SETTINGS
 from tests.test_configs import SMOLLM2_135M
@@ -60,6 +61,20 @@ def test_keys_and_values_in_int8_are_counted_with_their_scales() -> None:
             MemoryPlan.of(EngineConfig.of({"dtype": dtype, **kv}), SMOLLM2_135M).kv for kv in ({"kv_dtype": "int8"}, {})
         ]
         assert sizes[1] / sizes[0] == pytest.approx(more, abs=0.02)
+
+
+@pytest.mark.parametrize(("gigabytes", "blocks"), [(12, 6657), (24, 11650), (36, 11650), (60, 34817)])
+def test_no_cache_of_codes_is_of_a_size_that_gpus_address_wrongly(gigabytes: int, blocks: int) -> None:
+    """Keys of 2 to 4 GiB: see `WRAPPED`."""
+    plan = MemoryPlan.of(EngineConfig(kv_dtype="int8", max_rows=1), SMOLLM2_135M, budget=gigabytes * 10**9)
+    assert plan.kv_blocks == blocks
+    assert blocks * 32 * 30 * 3 * 64 not in WRAPPED
+
+
+def test_a_set_number_of_blocks_is_refused_instead() -> None:
+    settings = EngineConfig(kv_dtype="int8", kv_blocks=12_000)
+    with pytest.raises(InvalidConfig, match=r"kv_blocks.* 11650 at most, or from 23302 on"):
+        MemoryPlan.of(settings, SMOLLM2_135M)
 
 
 def test_without_a_budget_the_default_counts_come_out() -> None:

@@ -21,6 +21,7 @@ from pallas_kernels.paged_attention.shapes import check_operands
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.pallas_kernels.paged import BLOCKS, LAYERS, Cached, Shape, Tiles, cache, rounded, scene
 from tests.pallas_kernels.real import INTERPRET
+from tests.pallas_kernels.test_lora_triton import kernels
 
 kernel = functools.partial(pallas_triton.paged_attention, interpret=INTERPRET)
 IMPLEMENTATIONS = pytest.mark.parametrize(
@@ -169,6 +170,24 @@ def test_operands_that_do_not_fit_together_are_refused() -> None:
     for operands, kv_cache, message in wrong:
         with pytest.raises(ValueError, match=message):
             check_operands(operands.q, kv_cache, operands.table, operands.start, operands.length)
+
+
+@pytest.mark.parametrize(("blocks", "wide"), [(1 << 13, False), ((1 << 14) + 1, True)])
+def test_offsets_reach_all_codes_of_a_cache_or_it_is_refused(blocks: int, wide: bool) -> None:
+    """Up to 2 GiB they have 32 bits, beyond 4 GiB 64; between these the signed ones would wrap."""
+    assert any("xi64>" in code for code in lowered(blocks)) is wide
+    with pytest.raises(ValueError, match="codes of values: 2,147,745,792 bytes; must be less than 2,147,483,649, or"):
+        lowered((1 << 13) + 1)
+
+
+def lowered(blocks: int) -> list[str]:
+    """The kernel on a cache of int8 of 32 layers, 8 heads and blocks of 32 positions."""
+    cache = jax.eval_shape(
+        lambda: KvCache.create(layers=32, blocks=blocks, heads=8, block_tokens=32, width=32, dtype="int8")
+    )
+    q, index = jax.ShapeDtypeStruct((1, 1, 8, 32), jnp.bfloat16), jax.ShapeDtypeStruct((1,), jnp.int32)
+    table, layer = jax.ShapeDtypeStruct((1, 4), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    return kernels(lower_cuda(pallas_triton.paged_attention, q, cache, layer, table, index, index))
 
 
 @pytest.mark.parametrize("shape", KERNEL_SHAPES, ids=str)
