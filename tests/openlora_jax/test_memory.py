@@ -178,8 +178,8 @@ def test_vector_pages_are_planned_where_an_adapter_has_some_or_the_settings_ask(
     planned = MemoryPlan.of(SMALL, MODEL, gains)
     assert planned.pages.keys() == {*MODULES, *VECTORS}
     assert planned.pages["q_proj.vector"] > 2
-    assert planned.pages["up_proj.vector"] == 1
-    assert planned.pools["up_proj.vector"] == 4 * 2 * 2 * 48
+    assert planned.pages["up_proj.vector"] == 9
+    assert planned.pools["up_proj.vector"] == 9 * 4 * 2 * 2 * 48
     kept = Planned(basis=planned.basis, pages=MemoryPlan.of(SMALL, MODEL, plain).pages, kv_blocks=33)
     assert MemoryPlan.of(SMALL, MODEL, gains, observed(planned=kept)).pages == planned.pages
     asked = EngineConfig.of(SMALL.model_dump(include=SMALL.model_fields_set) | {"vector_pages": 5})
