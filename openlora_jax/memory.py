@@ -192,7 +192,7 @@ def _counts(
     """Pages of every pool that has any, and KV blocks."""
     fixed = _fixed(engine)
     page_bytes = _page_bytes(engine, sizes, demand)
-    asked = {pool: count for pool, count in pool_capacities(engine).items() if pool in sizes.pages}
+    asked = {pool: count for pool, count in pool_capacities(engine).items() if pool in page_bytes}
     kv, pool = engine.kv_blocks * sizes.block, pool_bytes(asked, sizes.pages)
     left = kv + pool if budget is None else budget - sizes.weights - sizes.sampler - sizes.activations
     if "kv_blocks" in engine.model_fields_set:
@@ -220,7 +220,7 @@ def _page_bytes(engine: EngineConfig, sizes: Sizes, demand: Demand) -> dict[str,
     wanted = demand.pages.keys()
     vectors = VECTORS if engine.vector_pages is not None or not wanted.isdisjoint(VECTORS) else ()
     int4 = INT4 if engine.int4_pages is not None or not wanted.isdisjoint(INT4) else ()
-    saved = SAVED if engine.saved_pages is not None else wanted & set(SAVED)
+    saved = wanted & set(SAVED) or (SAVED if engine.saved_pages is not None else ())
     return {pool: size for pool, size in sizes.pages.items() if pool in (*MODULES, *vectors, *int4, *saved)}
 
 

@@ -196,7 +196,11 @@ def test_pages_of_saved_modules_are_planned_where_an_adapter_has_one_or_the_sett
     kept = Planned(basis=planned.basis, pages=MemoryPlan.of(SMALL, MODEL, plain, None, budget).pages, kv_blocks=33)
     assert MemoryPlan.of(SMALL, MODEL, headed, observed(planned=kept), budget).pages == planned.pages
     asked = EngineConfig.of(SMALL.model_dump(include=SMALL.model_fields_set) | {"saved_pages": 2})
-    assert MemoryPlan.of(asked, MODEL, plain).pages["embed_tokens.saved"] == 2
+    both, one = MemoryPlan.of(asked, MODEL, plain), MemoryPlan.of(asked, MODEL, headed)
+    assert (both.pages["embed_tokens.saved"], both.pages["lm_head.saved"]) == (2, 2)
+    assert one.pages["lm_head.saved"] == 2
+    assert "embed_tokens.saved" not in one.pages, "no adapter can use one"
+    assert one.held <= both.held - both.pools["embed_tokens.saved"], "and nothing else has its room"
     least = planned.total - sum(planned.pools.values()) - planned.kv
     assert "lm_head.saved" not in MemoryPlan.of(SMALL, MODEL, headed, None, least + 90_000).pages
 
