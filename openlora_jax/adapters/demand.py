@@ -84,6 +84,14 @@ class Demand:
         return replace(self, kinds=kinds)
 
     @property
+    def without_saved(self) -> "Demand":
+        """The same where there is no room for saved modules."""
+        kinds: Counter[Kind] = Counter()
+        for kind, count in self.kinds.items():
+            kinds[tuple((pool, each) for pool, each in kind if pool not in SAVED)] += count
+        return Demand(kinds)
+
+    @property
     def pages(self) -> Counter[str]:
         """Pool -> the pages of all of them together."""
         pages: Counter[str] = Counter()

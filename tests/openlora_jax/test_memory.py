@@ -205,6 +205,24 @@ def test_pages_of_saved_modules_are_planned_where_an_adapter_has_one_or_the_sett
     assert "lm_head.saved" not in MemoryPlan.of(SMALL, MODEL, headed, None, least + 90_000).pages
 
 
+def test_the_copy_of_a_saved_page_that_is_written_is_counted() -> None:
+    """As it is stored, which may take twice as much; but not where there is no room for such a page at all."""
+    plain, headed = Demand({(("q_proj", 1),): 1}), Demand({(("lm_head.saved", 1), ("q_proj", 1)): 1})
+    copy = 2 * 4 * MODEL.vocab_size * MODEL.hidden_size
+    seen = observed(activations=1000)
+    without = MemoryPlan.of(SMALL, MODEL, plain, seen, 2_000_000)
+    planned = MemoryPlan.of(SMALL, MODEL, headed, seen, 2_000_000)
+    assert (without.activations, planned.activations) == (1250, copy)
+    assert planned.pages["lm_head.saved"] == 1
+    assert planned.total <= 2_000_000
+    removed = MemoryPlan.of(SMALL, MODEL, plain, kept(planned, activations=1000), 2_000_000)
+    assert (removed.pages, removed.activations) == (planned.pages, copy), "the page is there still"
+    tight = without.total - without.kv - sum(without.pools.values()) + 150_000
+    small = MemoryPlan.of(SMALL, MODEL, headed, seen, tight)
+    assert small == MemoryPlan.of(SMALL, MODEL, plain, seen, tight)
+    assert small.total <= tight
+
+
 def test_what_is_too_much_by_now_is_planned_again() -> None:
     first = MemoryPlan.of(SMALL, MODEL, UNKNOWN, None, BUDGET)
     again = MemoryPlan.of(SMALL, MODEL, UNKNOWN, kept(first, activations=10_000_000), BUDGET)
