@@ -46,9 +46,9 @@ class EngineConfig(BaseModel):
             or `lora_bias` is registered and the engine started again; without, no step has any work for them.
         int4_pages: rank pages in 4 bits of each linear module, for adapters that are stored so. Not set, there are some
             where such an adapter is registered; with 1, the zero page alone, those become plain pages.
-        saved_pages: matrices that adapters save of their own for `embed_tokens`, and as many for `lm_head`: each takes
-            as much as the base's. Not set, there are none until an adapter with one is registered and the engine
-            started again.
+        saved_pages: matrices that adapters save of their own for `embed_tokens` or `lm_head`, whichever the registered
+            ones have, and for both where none has any: each takes as much as the base's. Not set, there are none until
+            an adapter with one is registered and the engine started again.
         work_items: (page, scale) items of one module in one step, at most.
         host_cache_bytes: adapters kept in host memory, in bytes.
         loader_threads: adapters read from disk at the same time.

@@ -7,6 +7,7 @@ which lacked nothing holds the same, so that its programs need not be compiled a
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from sys import maxsize
 
@@ -28,6 +29,9 @@ from pallas_kernels.triton_limits import WRAPPED
 SLACK = 5 / 4
 """What was observed is planned for with so much more."""
 
+STORED = 2
+"""A page that is written is on the device once more, as it is stored: in float32 twice what one of bfloat16 takes."""
+
 PLANNED = 0.96
 """Of what JAX may hold of a device with memory of its own: the rest is lost between arrays."""
 
@@ -43,7 +47,7 @@ class MemoryPlan:
         pages: pool -> its pages, the zero page included; a pool that has none is left out.
         pools: pool -> bytes of its pages.
         sampler: token counts, prompt tokens and bias of every slot.
-        activations: what a step holds beside these at its height, estimated or observed.
+        activations: what a step, or the write of a page, holds beside these at its height, estimated or observed.
         basis: the settings that it is made for.
     """
 
@@ -83,6 +87,8 @@ class MemoryPlan:
             pages, blocks = kept.pages, kept.kv_blocks
         else:
             pages, blocks = _counts(engine, sizes, demand, observed, budget)
+            if not any(map(pages.get, SAVED)):  # then none is written either
+                pages, blocks = _counts(engine, sizes, demand.without_saved, observed, budget)
             blocks = _reached(engine, model, blocks)
         pages = {pool: count for pool, count in pages.items() if count}
         return cls(
@@ -95,7 +101,7 @@ class MemoryPlan:
             pages=pages,
             pools={module: count * sizes.pages[module] for module, count in pages.items()},
             sampler=sizes.sampler,
-            activations=sizes.activations,
+            activations=sizes.beside(pages),
         )
 
     @property
@@ -161,6 +167,10 @@ class Sizes:
             pages={pool: shape.nbytes(itemsize) for pool, shape in page_shapes(model).items()},
         )
 
+    def beside(self, pools: Mapping[str, int]) -> int:
+        """Activations, or the copy of a page while it is written to one of these pools: of saved ones it is large."""
+        return max([self.activations, *(STORED * self.pages[pool] for pool in SAVED if pools.get(pool))])
+
 
 def _activations(engine: EngineConfig, model: ModelConfig) -> int:
     """An upper estimate: a few copies of the widest arrays of a step, in float32."""
@@ -185,7 +195,7 @@ def _suffices(kept: Planned, observed: Observed, sizes: Sizes, demand: Demand, b
         return False
     held = sizes.weights + sizes.sampler + kept.kv_blocks * sizes.block + pool_bytes(kept.pages, sizes.pages)
     fits = all(spared(pool) + count <= kept.pages.get(pool, 0) for kind in demand.kinds for pool, count in kind)
-    return fits and (budget is None or held + sizes.activations <= budget)
+    return fits and (budget is None or held + sizes.beside(kept.pages) <= budget)
 
 
 def _counts(
@@ -194,9 +204,9 @@ def _counts(
     """Pages of every pool that has any, and KV blocks."""
     fixed = _fixed(engine)
     page_bytes = _page_bytes(engine, sizes, demand)
-    asked = {pool: count for pool, count in pool_capacities(engine).items() if pool in sizes.pages}
+    asked = {pool: count for pool, count in pool_capacities(engine).items() if pool in page_bytes}
     kv, pool = engine.kv_blocks * sizes.block, pool_bytes(asked, sizes.pages)
-    left = kv + pool if budget is None else budget - sizes.weights - sizes.sampler - sizes.activations
+    left = kv + pool if budget is None else budget - sizes.weights - sizes.sampler - sizes.beside(page_bytes)
     if "kv_blocks" in engine.model_fields_set:
         return divide(demand, page_bytes, fixed, left - kv), engine.kv_blocks
     room = left * pool // (kv + pool)
@@ -240,7 +250,7 @@ def _page_bytes(engine: EngineConfig, sizes: Sizes, demand: Demand) -> dict[str,
     wanted = demand.pages.keys()
     vectors = VECTORS if engine.vector_pages is not None or not wanted.isdisjoint(VECTORS) else ()
     int4 = INT4 if engine.int4_pages is not None or not wanted.isdisjoint(INT4) else ()
-    saved = SAVED if engine.saved_pages is not None else wanted & set(SAVED)
+    saved = wanted & set(SAVED) or (SAVED if engine.saved_pages is not None else ())
     return {pool: size for pool, size in sizes.pages.items() if pool in (*MODULES, *vectors, *int4, *saved)}
 
 

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from openlora_jax.adapters.demand import NONE, UNKNOWN, Demand
+from openlora_jax.adapters.modules import INT4, INT4_COLUMNS, page_shapes
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.config import EngineConfig
 from openlora_jax.errors import BadCheckpoint, InvalidConfig
@@ -20,9 +21,10 @@ def plan_start(
     """The settings that will be in force, and what will be held; see `MemoryPlan.of`.
 
     Raises:
-        InvalidConfig: a longer context than the base model's.
+        InvalidConfig: a longer context than the base model's, or pages that no adapter of it can have.
     """
     config = _fitting(config, model)
+    _check_int4(config, model)
     plan = MemoryPlan.of(config, model, demand, observed, budget)
     return config.model_copy(update={"kv_blocks": plan.kv_blocks}), plan
 
@@ -55,6 +57,13 @@ def observed_before(path: Path | None, base_digest: str) -> Observed:
         except BadCheckpoint as error:
             log.warning("planned without what was observed: %s", error)
     return Observed(base_digest=base_digest)
+
+
+def _check_int4(config: EngineConfig, model: ModelConfig) -> None:
+    """Raises InvalidConfig for pages in 4 bits where there can be none; 1 is the zero page alone."""
+    if config.int4_pages is not None and config.int4_pages > 1 and page_shapes(model).keys().isdisjoint(INT4):
+        problem = f"this base has a width that is no multiple of {INT4_COLUMNS}, so no such pages; leave it out"
+        raise InvalidConfig("int4_pages", problem)
 
 
 def _fitting(config: EngineConfig, model: ModelConfig) -> EngineConfig:

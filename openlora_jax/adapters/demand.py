@@ -3,10 +3,12 @@
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from sys import maxsize
 from typing import Protocol, runtime_checkable
 
-from openlora_jax.adapters.modules import MODULES
+from openlora_jax.adapters.mixes import MAX_MIX
+from openlora_jax.adapters.modules import INT4, MODULES, SAVED, VECTORS
 from openlora_jax.adapters.pages import CAPACITY_KEYS, placed, spared
 from openlora_jax.adapters.registry import Registration
 from openlora_jax.errors import BadCheckpoint
@@ -17,7 +19,11 @@ Kind = tuple[tuple[str, int], ...]
 LINEAR = tuple(module for module in MODULES if CAPACITY_KEYS[module] == "pool_pages")
 
 SPARE_PAGES = 16
-"""Of every linear module, for adapters that are registered later: the largest rank takes so many."""
+"""Of every linear module, plain and in 4 bits, for adapters registered later: the largest rank takes so many."""
+
+SPARE = dict.fromkeys((*LINEAR, *INT4), SPARE_PAGES) | dict.fromkeys(VECTORS, MAX_MIX)
+"""Pool -> spare pages, where there is such a pool at all: with one for the only adapter that has some, a mix of two
+would find no place, and adapters that are rarely asked for would displace each other while all else is free."""
 
 FINENESS = 16
 """In steps of what fraction of an adapter the pool grows."""
@@ -45,9 +51,11 @@ class Demand:
 
     Attributes:
         kinds: of adapters -> how much they count: one for each, and one for each request for it that was observed.
+        saved: pool of saved modules -> the pages that these adapters have in it, each counted once. More are of no use.
     """
 
     kinds: Mapping[Kind, int]
+    saved: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, store: Registered, base_digest: str, uses: Mapping[str, int]) -> "Demand":
@@ -57,6 +65,7 @@ class Demand:
             BadCheckpoint: the registry is damaged.
         """
         kinds: Counter[Kind] = Counter()
+        saved: Counter[str] = Counter()
         for digest in {registration.digest for registration in store.registrations().values()}:
             try:
                 manifest = store.manifest(digest)
@@ -64,13 +73,22 @@ class Demand:
                 continue
             if manifest.base_digest == base_digest:
                 kinds[tuple(manifest.pages.items())] += 1 + uses.get(digest, 0)
-        return cls(kinds) if kinds else UNKNOWN
+                saved.update({pool: count for pool, count in manifest.pages.items() if pool in SAVED})
+        return cls(kinds, saved) if kinds else UNKNOWN
 
     def placed(self, room: Mapping[str, int]) -> "Demand":
         """The same where pools can have `room` pages: what is in 4 bits may have to become numbers."""
         kinds: Counter[Kind] = Counter()
         for kind, count in self.kinds.items():
             kinds[tuple(placed(dict(kind), room).items())] += count
+        return replace(self, kinds=kinds)
+
+    @property
+    def without_saved(self) -> "Demand":
+        """The same where there is no room for saved modules."""
+        kinds: Counter[Kind] = Counter()
+        for kind, count in self.kinds.items():
+            kinds[tuple((pool, each) for pool, each in kind if pool not in SAVED)] += count
         return Demand(kinds)
 
     @property
@@ -117,8 +135,9 @@ def least_pages(demand: Demand, page_bytes: Mapping[str, int], fixed: Mapping[st
 def divide(demand: Demand, page_bytes: Mapping[str, int], fixed: Mapping[str, int], room: int) -> dict[str, int]:
     """Module -> pages, the zero page included, that together take no more than `room` bytes, if zero pages do.
 
-    First every registered adapter fits alone, then one of the largest rank on any linear modules; the rest goes by how
-    many pages of each module a registered adapter has on average. A module that none has keeps what it got before.
+    First every registered adapter fits alone, then what `SPARE` says; the rest goes by how many pages of each module a
+    registered adapter has on average. A module that none has keeps what it got before. Saved modules get no more than
+    the registered adapters have.
     """
     if not demand.kinds:
         return {module: fixed.get(module, spared(module)) for module in page_bytes}
@@ -126,12 +145,13 @@ def divide(demand: Demand, page_bytes: Mapping[str, int], fixed: Mapping[str, in
     free = [module for module in page_bytes if module not in fixed]
     weight = FINENESS * sum(demand.kinds.values())
     wanted = demand.pages
+    useful = {module: demand.saved.get(module, 0) if module in SAVED else maxsize for module in free}
 
     def with_spare(spare: int) -> dict[str, int]:
-        return least | {module: max(least[module], 1 + spare) for module in free if module in LINEAR}
+        return least | {pool: max(least[pool], 1 + min(spare, SPARE[pool])) for pool in free if pool in SPARE}
 
     def with_adapters(number: int) -> dict[str, int]:
-        shares = {module: steady(number * wanted[module] // weight) for module in free}
+        shares = {module: steady(min(number * wanted[module] // weight, useful[module])) for module in free}
         return roomy | {module: max(roomy[module], spared(module) + share) for module, share in shares.items()}
 
     def fits(pages: dict[str, int]) -> bool:

@@ -36,14 +36,17 @@ def placed(counts: Mapping[str, int], room: Mapping[str, int]) -> dict[str, int]
     return {module_of(pool) if pool in plain else pool: count for pool, count in counts.items()}
 
 
-def shortage(counts: Mapping[str, int], room: Mapping[str, int]) -> str | None:
-    """The first pool of which more pages are needed than there is room for, as a reason to show; None if all fit."""
+def shortage(counts: Mapping[str, int], room: Mapping[str, int], *, several: bool = False) -> str | None:
+    """The first pool of which more pages are needed than there is room for, as a reason to show; None if all fit.
+
+    `several` adapters are not planned for: each has room alone.
+    """
     for pool, count in counts.items():
         given = room.get(pool, 0)
         if count > given:
             key = CAPACITY_KEYS[pool]
-            way_out = f"raise {key}, or leave it out and start again, which plans for the local store"
-            return f"it needs {count} pages of {pool} and the pool can give {given}; {way_out}"
+            planned = "" if several else ", or leave it out and start again, which plans for the local store"
+            return f"it needs {count} pages of {pool} and the pool can give {given}; raise {key}{planned}"
     return None
 
 

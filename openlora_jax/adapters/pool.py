@@ -87,7 +87,10 @@ class AdapterPool:
             for zeros in _zero_pages(shape):
                 self.write({pool: (ZERO_PAGE,)}, self.stage({pool: 1}, zeros))
             if self._staging is not None and not shape.int4:  # as numbers are that were made on the device
-                made = tuple(jnp.zeros_like(part[:, ZERO_PAGE]) for part in self.arrays[pool])
+                made = tuple(
+                    jnp.zeros((part.shape[0], *part.shape[2:]), part.dtype, device=part.sharding)
+                    for part in self.arrays[pool]
+                )
                 self.arrays[pool] = _write_page(self.arrays[pool], np.int32(ZERO_PAGE), made)
 
     def check(self, counts: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:

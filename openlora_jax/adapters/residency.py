@@ -176,7 +176,7 @@ class Residency:
         pinned = [self._recency[digest] for digest in self.pinned if digest in self._recency]
         held = _total(residence for residence in pinned if residence not in unique)
         room = {module: usable - held.get(module, 0) for module, usable in self._pages.usable.items()}
-        return shortage(_total(unique), room)
+        return shortage(_total(unique), room, several=len(unique) > 1)
 
     def release(self, residence: Residence, *, placed: bool) -> bool:
         """Ends one lease, and with the last one what is LOADING or DRAINING.

@@ -193,8 +193,8 @@ def test_vector_pages_are_planned_where_an_adapter_has_some_or_the_settings_ask(
     planned = MemoryPlan.of(SMALL, MODEL, gains)
     assert planned.pages.keys() == {*MODULES, *VECTORS}
     assert planned.pages["q_proj.vector"] > 2
-    assert planned.pages["up_proj.vector"] == 1
-    assert planned.pools["up_proj.vector"] == 4 * 2 * 2 * 48
+    assert planned.pages["up_proj.vector"] == 9
+    assert planned.pools["up_proj.vector"] == 9 * 4 * 2 * 2 * 48
     kept = Planned(basis=planned.basis, pages=MemoryPlan.of(SMALL, MODEL, plain).pages, kv_blocks=33)
     assert MemoryPlan.of(SMALL, MODEL, gains, observed(planned=kept)).pages == planned.pages
     asked = EngineConfig.of(SMALL.model_dump(include=SMALL.model_fields_set) | {"vector_pages": 5})
@@ -211,9 +211,31 @@ def test_pages_of_saved_modules_are_planned_where_an_adapter_has_one_or_the_sett
     kept = Planned(basis=planned.basis, pages=MemoryPlan.of(SMALL, MODEL, plain, None, budget).pages, kv_blocks=33)
     assert MemoryPlan.of(SMALL, MODEL, headed, observed(planned=kept), budget).pages == planned.pages
     asked = EngineConfig.of(SMALL.model_dump(include=SMALL.model_fields_set) | {"saved_pages": 2})
-    assert MemoryPlan.of(asked, MODEL, plain).pages["embed_tokens.saved"] == 2
+    both, one = MemoryPlan.of(asked, MODEL, plain), MemoryPlan.of(asked, MODEL, headed)
+    assert (both.pages["embed_tokens.saved"], both.pages["lm_head.saved"]) == (2, 2)
+    assert one.pages["lm_head.saved"] == 2
+    assert "embed_tokens.saved" not in one.pages, "no adapter can use one"
+    assert one.held <= both.held - both.pools["embed_tokens.saved"], "and nothing else has its room"
     least = planned.total - sum(planned.pools.values()) - planned.kv
     assert "lm_head.saved" not in MemoryPlan.of(SMALL, MODEL, headed, None, least + 90_000).pages
+
+
+def test_the_copy_of_a_saved_page_that_is_written_is_counted() -> None:
+    """As it is stored, which may take twice as much; but not where there is no room for such a page at all."""
+    plain, headed = Demand({(("q_proj", 1),): 1}), Demand({(("lm_head.saved", 1), ("q_proj", 1)): 1})
+    copy = 2 * 4 * MODEL.vocab_size * MODEL.hidden_size
+    seen = observed(activations=1000)
+    without = MemoryPlan.of(SMALL, MODEL, plain, seen, 2_000_000)
+    planned = MemoryPlan.of(SMALL, MODEL, headed, seen, 2_000_000)
+    assert (without.activations, planned.activations) == (1250, copy)
+    assert planned.pages["lm_head.saved"] == 1
+    assert planned.total <= 2_000_000
+    removed = MemoryPlan.of(SMALL, MODEL, plain, kept(planned, activations=1000), 2_000_000)
+    assert (removed.pages, removed.activations) == (planned.pages, copy), "the page is there still"
+    tight = without.total - without.kv - sum(without.pools.values()) + 150_000
+    small = MemoryPlan.of(SMALL, MODEL, headed, seen, tight)
+    assert small == MemoryPlan.of(SMALL, MODEL, plain, seen, tight)
+    assert small.total <= tight
 
 
 def test_what_is_too_much_by_now_is_planned_again() -> None:

@@ -19,8 +19,9 @@ from openlora_jax.adapters.demand import (
     pool_bytes,
     steady,
 )
-from openlora_jax.adapters.modules import MODULES
+from openlora_jax.adapters.modules import INT4, MODULES, VECTORS
 from openlora_jax.adapters.registry import Registration
+from openlora_jax.adapters.residency import Residence, Residency
 from openlora_jax.errors import BadCheckpoint
 
 WIDE = ("embed_tokens", "lm_head")
@@ -77,6 +78,29 @@ def test_what_is_asked_for_gets_the_room() -> None:
     assert {module: pages[module] for module in WIDE} == {"embed_tokens": 1, "lm_head": 1}
     assert {pages[module] for module in LINEAR if module not in dict(QV)} == {1 + SPARE_PAGES}
     assert pages["q_proj"] == pages["v_proj"] > 90
+
+
+def test_saved_modules_have_no_more_pages_than_the_registered_adapters_have() -> None:
+    """However often one is asked for: a page is as large as a base matrix, and only its own adapter can use it."""
+    plain, head, embedding = {"q_proj": 1}, {"q_proj": 1, "lm_head.saved": 1}, {"embed_tokens.saved": 1}
+    facts = {"plain": Facts(plain), "a": Facts(head), "b": Facts(head | {"v_proj": 1}), "c": Facts(embedding)}
+    sizes = EVEN | {"lm_head.saved": 20_000, "embed_tokens.saved": 20_000}
+    for names, pages in (({"a"}, (1, 0)), ({"a", "plain"}, (1, 0)), ({"a", "b", "c", "plain"}, (2, 1))):
+        demand = Demand.of(Store(facts, {name: name for name in names}), "base", {"a": 1000, "c": 5})
+        found = divide(demand.placed({}), sizes, {}, 1_000_000)
+        assert (found["lm_head.saved"], found["embed_tokens.saved"]) == pages
+        assert found["q_proj"] > 500, "it has what they leave"
+
+
+def test_what_few_have_in_pools_of_their_own_finds_room_for_a_mix() -> None:
+    two: Kind = (("q_proj.int4", 1), ("v_proj.int4", 1), ("k_proj.vector", 1))
+    sizes = EVEN | dict.fromkeys(INT4, 140) | dict.fromkeys(VECTORS, 60)
+    pages = divide(Demand({QV: 1000, two: 2}), sizes, {}, 1_000_000)
+    residency = Residency(pages)
+    assert residency.misfit([Residence(name, dict(two)) for name in ("a", "b")]) is None
+    assert {pages[pool] for pool in INT4} == {1 + SPARE_PAGES}
+    assert {pages[pool] for pool in VECTORS} == {1 + 8}
+    assert divide(Demand({QV: 1000}), EVEN, {}, 1_000_000).keys() == set(MODULES)
 
 
 def test_observed_requests_weigh() -> None:
