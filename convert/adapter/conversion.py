@@ -17,7 +17,7 @@ from convert.adapter.initial import opened_initial
 from convert.adapter.layers import Layers, find_layers
 from convert.adapter.stack import Stacked, stack_layers
 from openlora_jax.adapters.artifact import Tensor, artifact_digest
-from openlora_jax.adapters.few_bits import Wish, in_few_bits
+from openlora_jax.adapters.few_bits import Rounding, in_few_bits
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.config import Dtype
@@ -48,7 +48,7 @@ def convert_adapter(
     strict_base: bool = False,
     weights: BaseWeights | None = None,
     initial: Path | None = None,
-    few_bits: Wish | None = None,
+    few_bits: Rounding | None = None,
 ) -> Conversion:
     """Reads and checks a PEFT LoRA checkpoint against a base model.
 
