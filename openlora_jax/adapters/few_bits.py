@@ -20,7 +20,7 @@ from openlora_jax.adapters.factors import F32
 from openlora_jax.adapters.manifest import Bits, FewBits, LowRank, Manifest, Side
 from openlora_jax.arrays import AnyArray
 from openlora_jax.config import Dtype
-from openlora_jax.quantization.format import problem
+from openlora_jax.quantization.format import Quantization, problem
 from openlora_jax.quantization.matrix import Int4Matrix, Int8Matrix, QuantizedMatrix, dense
 from openlora_jax.quantization.quantize import quantize
 
@@ -50,6 +50,11 @@ class Rounding:
     most: float = MOST_ERROR
     dtype: Dtype = "bfloat16"
 
+    @property
+    def bits(self) -> Bits:
+        """What is tried."""
+        return "int4" if self.format == "auto" else self.format
+
 
 def in_few_bits(manifest: Manifest, tensors: Tensors, rounding: Rounding) -> tuple[Manifest, dict[str, Tensor]]:
     """An adapter in few bits, of one in numbers.
@@ -72,6 +77,18 @@ def in_few_bits(manifest: Manifest, tensors: Tensors, rounding: Rounding) -> tup
     others = {name: tensor for name, tensor in tensors.items() if not name.endswith((".A", ".B"))}
     stored |= {name: tensor.astype(DTYPES[rounding.dtype]) for name, tensor in others.items()}
     return manifest.model_copy(update={"dtype": rounding.dtype, "modules": modules}), stored
+
+
+def kept_in_numbers(manifest: Manifest, rounding: Rounding) -> dict[str, str]:
+    """Why each factor that was left in numbers was, by name."""
+    how = Quantization(format=rounding.bits, group=32)
+    changed = f"rounding would change more than {rounding.most:g} of it"
+    return {
+        f"{module}.{side}": problem(size.width(side), how) or changed
+        for module, size in manifest.modules.items()
+        for side in SIDES
+        if side not in (size.few_bits or {})
+    }
 
 
 def in_numbers(manifest: Manifest, tensors: Tensors) -> tuple[Manifest, dict[str, Tensor]]:
@@ -118,8 +135,7 @@ def shape_of(pages: Pages) -> tuple[int, ...]:
 
 def _rounded(name: str, exact: F32, rounding: Rounding) -> tuple[Pages, FewBits | None]:
     """A factor as it will be stored."""
-    wanted: Bits = "int4" if rounding.format == "auto" else rounding.format
-    bits = FewBits(format=wanted, group=32, errors=[0.0] * len(exact))
+    bits = FewBits(format=rounding.bits, group=32, errors=[0.0] * len(exact))
     kept = exact.astype(DTYPES[rounding.dtype])
     if problem(exact.shape[-1], bits.how):
         return kept, None
@@ -128,7 +144,7 @@ def _rounded(name: str, exact: F32, rounding: Rounding) -> tuple[Pages, FewBits 
     if not np.isfinite(pages.scale).all():
         if rounding.format == "auto":
             return kept, None
-        raise ValueError(f"{name} has numbers too large for the scales of {wanted}")
+        raise ValueError(f"{name} has numbers too large for the scales of {bits.format}")
     changed = _on_host(pages) - exact
     errors = [_relative(_norm(part), _norm(whole)) for part, whole in zip(changed, exact, strict=True)]
     if rounding.format == "auto" and max(errors) > rounding.most:

@@ -143,10 +143,11 @@ class LowRank(BaseModel):
 
     @property
     def bits_report(self) -> dict[str, Any]:
-        """What is in few bits, and the largest errors of any layer."""
-        few_bits, delta = self.few_bits or {}, self.delta_errors or [0.0]
-        formats = {side: f"{bits.format}, error {max(bits.errors):g}" for side, bits in few_bits.items()}
-        return {"few_bits": formats, "delta_error": max(delta)}
+        """What is in few bits, and the largest errors of any layer; empty if nothing is."""
+        if not self.few_bits or not self.delta_errors:
+            return {}
+        formats = {side: f"{bits.format}, error {max(bits.errors):g}" for side, bits in self.few_bits.items()}
+        return {"few_bits": formats, "delta_error": max(self.delta_errors)}
 
     @property
     def pages(self) -> int:
@@ -242,6 +243,14 @@ class Manifest(BaseModel):
             for module, size in self.modules.items()
             for side, bits in (size.few_bits or {}).items()
         }
+
+    @property
+    def stored(self) -> str:
+        """What its tensors are stored in: formats of few bits, then the dtype of those that are not."""
+        few_bits = self.few_bits
+        formats = {bits.format for bits in few_bits.values()}
+        plain = [self.dtype] if self.tensor_shapes.keys() - few_bits.keys() else []
+        return ", ".join([*sorted(formats), *plain])
 
     @property
     def nbytes(self) -> int:
