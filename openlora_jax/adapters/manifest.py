@@ -111,7 +111,7 @@ class LowRank(BaseModel):
     vector: VectorKind | None = None
     origin: Origin | None = None
     few_bits: Annotated[dict[Side, FewBits], Field(min_length=1)] | None = None
-    delta_errors: list[RelativeError] | None = None
+    delta_errors: Annotated[list[RelativeError], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _of_every_layer(self) -> "LowRank":
@@ -187,7 +187,7 @@ class Manifest(BaseModel):
     base_digest: Digest
     dtype: Dtype
     modules: dict[str, LowRank]
-    saved: dict[Saveable, SavedModule] | None = None
+    saved: Annotated[dict[Saveable, SavedModule], Field(min_length=1)] | None = None
     invocation_tokens: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_INVOCATION)] | None = None
     recipe: Recipe | None = None
 
@@ -204,6 +204,8 @@ class Manifest(BaseModel):
             raise ValueError("modules and saved are both empty")
         if both := self.modules.keys() & (self.saved or {}).keys():
             raise ValueError(f"{min(both)} has LoRA and is saved too")
+        if self.saved and self.invocation_tokens:
+            raise ValueError(f"{min(self.saved)} is saved, which acts before the adapter is invoked")
         return self
 
     @property
