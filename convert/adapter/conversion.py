@@ -17,7 +17,7 @@ from convert.adapter.initial import opened_initial
 from convert.adapter.layers import Layers, find_layers
 from convert.adapter.stack import Stacked, stack_layers
 from openlora_jax.adapters.artifact import Tensor, artifact_digest
-from openlora_jax.adapters.few_bits import Wish, in_few_bits
+from openlora_jax.adapters.few_bits import Rounding, in_few_bits, kept_in_numbers
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.config import Dtype
@@ -25,7 +25,8 @@ from openlora_jax.errors import BadCheckpoint
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.safetensors_file import SafetensorsFile
 
-_QUANTISED = re.compile(r"([-.](i?q\d\w*|f16|f32|bf16))?\.gguf$")
+_GGUF = re.compile(r"([-.]((?P<few_bits>i?q\d\w*)|f16|f32|bf16))?\.gguf$")
+"""How a GGUF file's name ends, with what most of its weights are stored in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def convert_adapter(
     strict_base: bool = False,
     weights: BaseWeights | None = None,
     initial: Path | None = None,
-    few_bits: Wish | None = None,
+    few_bits: Rounding | None = None,
 ) -> Conversion:
     """Reads and checks a PEFT LoRA checkpoint against a base model.
 
@@ -98,6 +99,8 @@ def convert_adapter(
             manifest, tensors = in_few_bits(manifest, tensors, few_bits)
         except ValueError as error:
             raise BadCheckpoint(path, str(error)) from error
+        kept = kept_in_numbers(manifest, few_bits)
+        warnings += [f"{name} stays in {manifest.dtype}: {reason}" for name, reason in kept.items()]
     report = {
         "source": str(source),
         "digest": artifact_digest(manifest, tensors),
@@ -125,7 +128,7 @@ def _invocation(path: Path, config: AdapterConfig, base: BaseManifest) -> list[i
 
 def _base_name_warnings(path: Path, config: AdapterConfig, base: BaseManifest, strict: bool) -> list[str]:
     named = PurePath(config.base_model_name_or_path or "").name[:100]
-    if not named or _QUANTISED.sub("", named.lower()) == _QUANTISED.sub("", base.source.lower()):
+    if not named or _GGUF.sub("", named.lower()) == _GGUF.sub("", base.source.lower()):
         return []
     problem = f"names the base model {named!r}, this base was made from {base.source!r}"
     if strict:
@@ -134,7 +137,9 @@ def _base_name_warnings(path: Path, config: AdapterConfig, base: BaseManifest, s
 
 
 def _is_quantised(base: BaseManifest) -> bool:
-    return base.config.quantization is not None or _QUANTISED.search(base.source.lower()) is not None
+    """Whether it is in few bits, or by its name was before it was converted."""
+    named = _GGUF.search(base.source.lower())
+    return base.config.quantization is not None or (named is not None and named["few_bits"] is not None)
 
 
 def _module_report(layers: Layers, stacked: Stacked, manifest: Manifest) -> Mapping[str, Any]:
@@ -147,7 +152,7 @@ def _module_report(layers: Layers, stacked: Stacked, manifest: Manifest) -> Mapp
             "pages": size.pages,
             **({"vector": size.vector} if size.vector else {}),
             **({"token_rows": ranks[0]} if module in rows else {}),
-            **(size.bits_report if size.few_bits else {}),
+            **size.bits_report,
             "delta_norm": float(np.float32(stacked.norms[module])),
         }
     return report

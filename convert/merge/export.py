@@ -47,7 +47,8 @@ def export_adapter(
         UnsupportedFeature: an adapter without LoRA, which peft does not load.
     """
     if not manifest.modules:
-        raise UnsupportedFeature(destination, "exporting saved modules without LoRA", "peft would not load them")
+        saved = " and ".join(manifest.saved or ())
+        raise UnsupportedFeature(saved, "exporting saved modules without LoRA", "peft would not load them")
     if _has(manifest, "gain") and (base is None or base.digest != manifest.base_digest):
         its = f"base {manifest.base_digest[:12]}, which the adapter was converted for"
         raise InvalidRequest("--base", f"DoRA's magnitudes are relative to the weights of {its}; give its directory")

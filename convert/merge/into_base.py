@@ -60,7 +60,8 @@ def merge_into_base(base: Path, sources: Sequence[Source], destination: Path, pr
         A report as JSON.
 
     Raises:
-        InvalidRequest: a merged weight is not finite, or the base is quantised.
+        InvalidRequest: a merged weight is not finite, the base is quantised, or one of several members has modules of
+            its own.
         BadCheckpoint: the base is damaged.
         CannotInstall: the destination is in use, or the disk is full or not writable.
     """
@@ -68,6 +69,9 @@ def merge_into_base(base: Path, sources: Sequence[Source], destination: Path, pr
     if found.config.quantization is not None:
         problem = f"holds {found.config.quantization}, and sums would be rounded anew; merge into the plain base"
         raise InvalidRequest("base", f"{problem}, then quantise what comes of it")
+    own = [source.name for source in sources if source.manifest.saved]
+    if own and len(sources) > 1:
+        raise InvalidRequest("members", f"{own[0]!r} has modules of its own; it goes into a base alone")
     stored = StoredWeights(base, found.config)
     config = _untied(found.config, sources)
     table, stored_table, modules = weight_table(config), weight_table(found.config), _modules(config)
@@ -123,9 +127,8 @@ def _merged(
     """The weight with every delta for a part of it, or what an adapter has in its place; itself if there is neither."""
     value = stored
     for name, rows in weight.rows.items():
-        for source in sources:
-            if name in modules and (saved := source.saved(modules[name][0])) is not None:
-                value = saved
+        if name in modules and (saved := sources[0].saved(modules[name][0])) is not None:
+            value = saved
         if name in modules and (delta := _delta(*modules[name], sources)):
             value = stored.astype(np.float32) if value is stored else value
             delta.add_to(value[rows])

@@ -20,12 +20,12 @@ from openlora_jax.adapters.factors import F32
 from openlora_jax.adapters.manifest import Bits, FewBits, LowRank, Manifest, Side
 from openlora_jax.arrays import AnyArray
 from openlora_jax.config import Dtype
-from openlora_jax.quantization.format import problem
+from openlora_jax.quantization.format import Quantization, problem
 from openlora_jax.quantization.matrix import Int4Matrix, Int8Matrix, QuantizedMatrix, dense
 from openlora_jax.quantization.quantize import quantize
 
 AdapterFormat = Literal["int8", "int4", "auto"]
-"""`auto` is int4 where that changes little, see `Wish`."""
+"""`auto` is int4 where that changes little, see `Rounding`."""
 
 MOST_ERROR = 0.1
 """What `auto` lets rounding change of a matrix, in its Frobenius norm. Normally distributed ones lose 0.075."""
@@ -37,8 +37,8 @@ _PARTS = re.compile(r"(.*)\.(codes|scale)")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is asked for.
+class Rounding:
+    """How the factors of an adapter are to be stored.
 
     Attributes:
         format: of every factor.
@@ -50,8 +50,13 @@ class Wish:
     most: float = MOST_ERROR
     dtype: Dtype = "bfloat16"
 
+    @property
+    def bits(self) -> Bits:
+        """What is tried."""
+        return "int4" if self.format == "auto" else self.format
 
-def in_few_bits(manifest: Manifest, tensors: Tensors, wish: Wish) -> tuple[Manifest, dict[str, Tensor]]:
+
+def in_few_bits(manifest: Manifest, tensors: Tensors, rounding: Rounding) -> tuple[Manifest, dict[str, Tensor]]:
     """An adapter in few bits, of one in numbers.
 
     Raises:
@@ -61,7 +66,7 @@ def in_few_bits(manifest: Manifest, tensors: Tensors, wish: Wish) -> tuple[Manif
     stored: dict[str, Tensor] = {}
     for module, size in manifest.modules.items():
         exact = {side: tensors[f"{module}.{side}"].astype(np.float32) for side in SIDES}
-        found = {side: _rounded(f"{module}.{side}", exact[side], wish) for side in SIDES}
+        found = {side: _rounded(f"{module}.{side}", exact[side], rounding) for side in SIDES}
         rounded: dict[Side, F32] = {}
         for side, (pages, _) in found.items():
             rounded[side] = pages.astype(np.float32) if isinstance(pages, np.ndarray) else _on_host(pages)
@@ -70,8 +75,20 @@ def in_few_bits(manifest: Manifest, tensors: Tensors, wish: Wish) -> tuple[Manif
         errors = _delta_errors(exact, rounded) if bits else None
         modules[module] = size.model_copy(update={"few_bits": bits or None, "delta_errors": errors})
     others = {name: tensor for name, tensor in tensors.items() if not name.endswith((".A", ".B"))}
-    stored |= {name: tensor.astype(DTYPES[wish.dtype]) for name, tensor in others.items()}
-    return manifest.model_copy(update={"dtype": wish.dtype, "modules": modules}), stored
+    stored |= {name: tensor.astype(DTYPES[rounding.dtype]) for name, tensor in others.items()}
+    return manifest.model_copy(update={"dtype": rounding.dtype, "modules": modules}), stored
+
+
+def kept_in_numbers(manifest: Manifest, rounding: Rounding) -> dict[str, str]:
+    """Why each factor that was left in numbers was, by name."""
+    how = Quantization(format=rounding.bits, group=32)
+    changed = f"rounding would change more than {rounding.most:g} of it"
+    return {
+        f"{module}.{side}": problem(size.width(side), how) or changed
+        for module, size in manifest.modules.items()
+        for side in SIDES
+        if side not in (size.few_bits or {})
+    }
 
 
 def in_numbers(manifest: Manifest, tensors: Tensors) -> tuple[Manifest, dict[str, Tensor]]:
@@ -116,22 +133,21 @@ def shape_of(pages: Pages) -> tuple[int, ...]:
     return shape if isinstance(pages, Int8Matrix) else (*shape[:-1], 2 * shape[-1])
 
 
-def _rounded(name: str, exact: F32, wish: Wish) -> tuple[Pages, FewBits | None]:
+def _rounded(name: str, exact: F32, rounding: Rounding) -> tuple[Pages, FewBits | None]:
     """A factor as it will be stored."""
-    wanted: Bits = "int4" if wish.format == "auto" else wish.format
-    bits = FewBits(format=wanted, group=32, errors=[0.0] * len(exact))
-    kept = exact.astype(DTYPES[wish.dtype])
+    bits = FewBits(format=rounding.bits, group=32, errors=[0.0] * len(exact))
+    kept = exact.astype(DTYPES[rounding.dtype])
     if problem(exact.shape[-1], bits.how):
         return kept, None
     rows = exact.reshape(-1, exact.shape[-1])
     pages: QuantizedMatrix = jax.tree.map(lambda part: part.reshape(*exact.shape[:3], -1), quantize(rows, bits.how))
     if not np.isfinite(pages.scale).all():
-        if wish.format == "auto":
+        if rounding.format == "auto":
             return kept, None
-        raise ValueError(f"{name} has numbers too large for the scales of {wanted}")
+        raise ValueError(f"{name} has numbers too large for the scales of {bits.format}")
     changed = _on_host(pages) - exact
     errors = [_relative(_norm(part), _norm(whole)) for part, whole in zip(changed, exact, strict=True)]
-    if wish.format == "auto" and max(errors) > wish.most:
+    if rounding.format == "auto" and max(errors) > rounding.most:
         return kept, None
     return pages, bits.model_copy(update={"errors": errors})
 

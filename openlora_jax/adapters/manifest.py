@@ -111,7 +111,7 @@ class LowRank(BaseModel):
     vector: VectorKind | None = None
     origin: Origin | None = None
     few_bits: Annotated[dict[Side, FewBits], Field(min_length=1)] | None = None
-    delta_errors: list[RelativeError] | None = None
+    delta_errors: Annotated[list[RelativeError], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _of_every_layer(self) -> "LowRank":
@@ -143,10 +143,11 @@ class LowRank(BaseModel):
 
     @property
     def bits_report(self) -> dict[str, Any]:
-        """What is in few bits, and the largest errors of any layer."""
-        few_bits, delta = self.few_bits or {}, self.delta_errors or [0.0]
-        formats = {side: f"{bits.format}, error {max(bits.errors):g}" for side, bits in few_bits.items()}
-        return {"few_bits": formats, "delta_error": max(delta)}
+        """What is in few bits, and the largest errors of any layer; empty if nothing is."""
+        if not self.few_bits or not self.delta_errors:
+            return {}
+        formats = {side: f"{bits.format}, error {max(bits.errors):g}" for side, bits in self.few_bits.items()}
+        return {"few_bits": formats, "delta_error": max(self.delta_errors)}
 
     @property
     def pages(self) -> int:
@@ -186,7 +187,7 @@ class Manifest(BaseModel):
     base_digest: Digest
     dtype: Dtype
     modules: dict[str, LowRank]
-    saved: dict[Saveable, SavedModule] | None = None
+    saved: Annotated[dict[Saveable, SavedModule], Field(min_length=1)] | None = None
     invocation_tokens: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_INVOCATION)] | None = None
     recipe: Recipe | None = None
 
@@ -203,6 +204,8 @@ class Manifest(BaseModel):
             raise ValueError("modules and saved are both empty")
         if both := self.modules.keys() & (self.saved or {}).keys():
             raise ValueError(f"{min(both)} has LoRA and is saved too")
+        if self.saved and self.invocation_tokens:
+            raise ValueError(f"{min(self.saved)} is saved, which acts before the adapter is invoked")
         return self
 
     @property
@@ -242,6 +245,14 @@ class Manifest(BaseModel):
             for module, size in self.modules.items()
             for side, bits in (size.few_bits or {}).items()
         }
+
+    @property
+    def stored(self) -> str:
+        """What its tensors are stored in: formats of few bits, then the dtype of those that are not."""
+        few_bits = self.few_bits
+        formats = {bits.format for bits in few_bits.values()}
+        plain = [self.dtype] if self.tensor_shapes.keys() - few_bits.keys() else []
+        return ", ".join([*sorted(formats), *plain])
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,7 @@ from openlora_jax.adapters.artifact import (
     read_artifact,
     tensor_folder,
 )
-from openlora_jax.adapters.few_bits import Wish, in_few_bits
+from openlora_jax.adapters.few_bits import Rounding, in_few_bits
 from openlora_jax.adapters.manifest import LowRank, Manifest
 from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
 from openlora_jax.adapters.seal import Seal
@@ -72,7 +72,7 @@ def install_synthetic(
     rank: int = 8,
     scale: float = 0.1,
     dtype: Dtype = "float32",
-    few_bits: Wish | None = None,
+    few_bits: Rounding | None = None,
 ) -> dict[str, str]:
     """Installs one adapter for every name in `seeds`, rounded to `few_bits` if so; returns the digests by name.
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from openlora_jax.adapters.artifact import DTYPES, Tensor
-from openlora_jax.adapters.few_bits import Wish, in_few_bits
+from openlora_jax.adapters.few_bits import Rounding, in_few_bits
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.modules import INT4, MODULES, PAGE_RANK
 from openlora_jax.adapters.pages import placed
@@ -51,7 +51,7 @@ rounding changed of the delta of a module in a layer, in its Frobenius norm: the
 of the demo's held-out tasks. *Moved* is the mean distance of a held-out token's log-probability to that with 16 bits,
 beside that of leaving the adapter out. *Load* is from files in the page cache to the pool: as plain pages in the pool's
 dtype, and int4 in pages of 4 bits. Columns of the random adapters differ in size by a standard deviation of a half in
-the logarithm, so that groups are rounded worse than those of trained ones: `--quant auto` keeps them in 16 bits.
+the logarithm, so that groups are rounded worse than those of trained ones.
 
 """
 
@@ -106,7 +106,7 @@ def install(store: AdapterStore, adapters: Mapping[str, Adapter]) -> list[Measur
         measured = Measured(name, rank, len(manifest.modules))
         narrow = {key: tensor.astype(DTYPES["bfloat16"]) for key, tensor in tensors.items()}
         forms = [(manifest.model_copy(update={"dtype": "bfloat16"}), narrow)]
-        forms += [in_few_bits(manifest, tensors, Wish(kind)) for kind in ("int8", "int4")]
+        forms += [in_few_bits(manifest, tensors, Rounding(kind)) for kind in ("int8", "int4")]
         for form, (stated, arrays) in zip(FORMS, forms, strict=True):
             store.install(_named(name, form), stated, arrays)
             measured.sizes.append(stated.nbytes)

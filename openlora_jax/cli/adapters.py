@@ -37,7 +37,7 @@ def list_adapters(store: StoreOption, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("name", Column("digest", no_wrap=True), "modules", "rank", "pages", "MB", "dtype", "registered")
+    table = Table("name", Column("digest", no_wrap=True), "modules", "rank", "pages", "MB", "stored", "registered")
     for row in rows:
         table.add_row(row["name"], row.get("digest", "mix")[:12], *_cells(row), row["registered"][:16])
     Console().print(table)
@@ -55,7 +55,7 @@ def inspect(name: NameArgument, store: StoreOption, as_json: JsonOption = False)
     if as_json:
         typer.echo(json.dumps({"name": name, "digest": digest, **manifest.to_fields()}, indent=2))
         return
-    typer.echo(f"{name}\ndigest {digest}\nbase   {manifest.base_digest}\ndtype  {manifest.dtype}")
+    typer.echo(f"{name}\ndigest {digest}\nbase   {manifest.base_digest}\nstored {manifest.stored}")
     if manifest.recipe:
         typer.echo(f"merged {json.dumps(manifest.recipe.model_dump(exclude_none=True))}")
     if manifest.invocation_tokens:
@@ -137,8 +137,12 @@ def _summary(store: "AdapterStore", name: str, entry: Registration) -> dict[str,
         **row,
         "base_digest": manifest.base_digest,
         "dtype": manifest.dtype,
+        "stored": manifest.stored,
         "bytes": manifest.nbytes,
-        "modules": {module: {"rank": size.rank, "pages": size.pages} for module, size in manifest.modules.items()},
+        "modules": {
+            module: {"rank": size.rank, "pages": size.pages, **size.bits_report}
+            for module, size in manifest.modules.items()
+        },
         **({"saved": manifest.saved_bytes} if manifest.saved else {}),
     }
 
@@ -152,4 +156,4 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     saved = row.get("saved", {})
     pages = sum(module["pages"] for module in row["modules"].values()) + len(saved)
     modules = ", ".join([*(each.removesuffix("_proj") for each in row["modules"]), *(f"own {each}" for each in saved)])
-    return (modules, ", ".join(map(str, ranks)), str(pages), f"{row['bytes'] / 1e6:.1f}", row["dtype"])
+    return (modules, ", ".join(map(str, ranks)), str(pages), f"{row['bytes'] / 1e6:.1f}", row["stored"])

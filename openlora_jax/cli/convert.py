@@ -85,7 +85,7 @@ def adapter(
     if max_error is not None and (quant != "auto" or not 0 <= max_error < inf):
         raise InvalidRequest("--max-error", "is a finite number from 0 on, for --quant auto")
     from convert.adapter import BaseWeights, convert_adapter
-    from openlora_jax.adapters.few_bits import MOST_ERROR, Wish
+    from openlora_jax.adapters.few_bits import MOST_ERROR, Rounding
     from openlora_jax.adapters.registry import check_name
     from openlora_jax.adapters.store import AdapterStore
     from openlora_jax.model.checkpoint import BaseManifest
@@ -93,8 +93,8 @@ def adapter(
     check_name(name)
     manifest = BaseManifest.read(base)
     weights, most = BaseWeights(base, manifest), MOST_ERROR if max_error is None else max_error
-    wish = None if quant == "none" else Wish(quant, most, dtype or "bfloat16")
-    conversion = convert_adapter(source, manifest, dtype or "float32", strict_base, weights, initial, wish)
+    rounding = None if quant == "none" else Rounding(quant, most, dtype or "bfloat16")
+    conversion = convert_adapter(source, manifest, dtype or "float32", strict_base, weights, initial, rounding)
     if not dry_run:
         AdapterStore.create(store).install(name, conversion.manifest, conversion.tensors, replace)
     elif store.exists() and not replace:

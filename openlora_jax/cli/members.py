@@ -10,10 +10,11 @@ def weighted(field: str, text: str, separator: str, example: str) -> tuple[str, 
         InvalidRequest: it is none; names the field, and shows the example.
     """
     name, _, weight = text.rpartition(separator)
+    name = name.strip()
     try:
         value = float(weight)
     except ValueError:
         value = None
     if not name or value is None:
         raise InvalidRequest(field, f"{text[:140]!r} is no NAME{separator}WEIGHT; write {example}")
-    return name.strip(), value
+    return name, value

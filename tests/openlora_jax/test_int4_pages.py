@@ -9,7 +9,7 @@ import pytest
 
 from openlora_jax import LLM
 from openlora_jax.adapters.demand import Demand
-from openlora_jax.adapters.few_bits import Wish
+from openlora_jax.adapters.few_bits import Rounding
 from openlora_jax.adapters.modules import INT4
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
@@ -33,7 +33,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_weights(base, random_weights(WIDE, seed=0, deviation=0.2))
     BaseManifest(config=WIDE, dtype="float32", digest=DIGEST, source="random").write(base)
     opened = AdapterStore.create(store)
-    few_bits = Wish("int4", dtype="float32")
+    few_bits = Rounding("int4", dtype="float32")
     install_synthetic(opened, WIDE, DIGEST, {"few": 1}, modules=EVERYWHERE, rank=40, scale=0.5, few_bits=few_bits)
     install_synthetic(opened, WIDE, DIGEST, {"more": 2}, rank=3, scale=0.5, few_bits=few_bits)
     install_synthetic(opened, WIDE, DIGEST, {"plain": 3}, modules=EVERYWHERE, rank=20, scale=0.5)

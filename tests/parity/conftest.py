@@ -8,7 +8,7 @@ import pytest
 from convert.adapter import BaseWeights, convert_adapter
 from convert.base import convert_base
 from openlora_jax import LLM
-from openlora_jax.adapters.few_bits import Wish
+from openlora_jax.adapters.few_bits import Rounding
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.config import EngineConfig
 from openlora_jax.model.checkpoint import BaseManifest
@@ -46,7 +46,7 @@ class House:
         return self._llms[base]
 
     def install(
-        self, name: str, adapter: Path, base: Path, initial: Path | None = None, few_bits: Wish | None = None
+        self, name: str, adapter: Path, base: Path, initial: Path | None = None, few_bits: Rounding | None = None
     ) -> None:
         """Converts a PEFT directory for a base, under a name; `initial` is what it was before training."""
         if name not in self._store.registrations():

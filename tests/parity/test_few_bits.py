@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from convert.merge import export_adapter
-from openlora_jax.adapters.few_bits import AdapterFormat, Wish
+from openlora_jax.adapters.few_bits import AdapterFormat, Rounding
 from openlora_jax.adapters.store import AdapterStore
 from tests.parity.cases import ADAPTERS
 from tests.parity.conftest import House
@@ -26,7 +26,7 @@ BOUND, ROUNDED = 1e-3, 1e-2
 @pytest.mark.parametrize("name", ["rank_17", "embed_head", "token_rows_tied", "rslora"])
 def test_scores(name: str, kind: AdapterFormat, house: House, goldens: Goldens, tmp_path: Path) -> None:
     base, rounded = base_directory(ADAPTERS[name].base), f"{name}_{kind}"
-    house.install(rounded, adapter_directory(name), base, few_bits=Wish(kind, dtype="float32"))
+    house.install(rounded, adapter_directory(name), base, few_bits=Rounding(kind, dtype="float32"))
     store = AdapterStore(house.paths(base)[1])
     export_adapter(*store.read(store.resolve(rounded)), tmp_path / "out")
     wanted = score(load_adapter(base, tmp_path / "out"), goldens.rows)

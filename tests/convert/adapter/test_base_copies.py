@@ -50,6 +50,12 @@ def test_of_a_base_that_was_quantised_it_may_be_the_one_before(save: Save, tmp_p
         convert(save, tmp_path / "other", ONE_ROW, "tiny.Q4_1.gguf")
 
 
+@pytest.mark.parametrize("source", ["tiny.f16.gguf", "tiny-BF16.gguf", "tiny.gguf", "tiny.Q4_1"])
+def test_a_gguf_file_need_not_be_quantised(save: Save, tmp_path: Path, source: str) -> None:
+    with pytest.raises(BadCheckpoint, match="peft would load it"):
+        convert(save, tmp_path / "base", FINE_TUNED, source)
+
+
 def test_without_the_weights_it_is_not_compared(save: Save, base: BaseManifest) -> None:
     found = convert_adapter(save(lora() | {KEY: ONE_ROW}), base)
     assert found.report["tensors"]["ignored"] == {KEY: "a copy of the base's own weight; not compared with it"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convert.adapter import convert_adapter
-from openlora_jax.adapters.few_bits import Wish
+from openlora_jax.adapters.few_bits import Rounding
 from openlora_jax.adapters.traits import Traits
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.model.checkpoint import BaseManifest
@@ -61,7 +61,7 @@ def test_of_a_tied_base_they_are_the_same_if_that_is_ensured(save: Save, keys: t
 
 def test_few_bits_leave_them_in_numbers(save: Save) -> None:
     folder = save(lora() | {HEAD: MATRIX}, modules_to_save=["lm_head"])
-    found = convert_adapter(folder, base_of(tied=False), few_bits=Wish("int4"))
+    found = convert_adapter(folder, base_of(tied=False), few_bits=Rounding("int4"))
     np.testing.assert_array_equal(found.tensors["lm_head.saved"][0, 0], MATRIX.astype(ml_dtypes.bfloat16))
     assert found.report["saved"] == {"lm_head": 2 * 50 * 32}
 

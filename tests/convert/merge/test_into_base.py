@@ -146,6 +146,12 @@ def test_a_head_of_its_own_is_in_no_sum(tmp_path: Path, weights: dict[str, float
         read_sources(AdapterStore(tmp_path / "store"), [Weighted("headed", 1.0)])
 
 
+def test_a_head_of_its_own_goes_into_a_base_alone(base: Path, tmp_path: Path) -> None:
+    sources = [*headed(tmp_path, headed=1.0), *members(tmp_path / "others", ("q_proj",))]
+    with pytest.raises(InvalidRequest, match="'headed' has modules of its own"):
+        merge_into_base(base, sources, tmp_path / "merged", ignore)
+
+
 def test_a_bfloat16_base_is_rounded_once(base: Path, tmp_path: Path) -> None:
     narrow = {name: each.astype(ml_dtypes.bfloat16) for name, each in random_weights(MODEL, 0, deviation=0.2).items()}
     (tmp_path / "narrow").mkdir()

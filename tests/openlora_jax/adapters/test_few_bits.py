@@ -18,7 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from convert.merge import export_adapter
 from openlora_jax.adapters.artifact import Tensor, artifact_digest, check_arrays, read_artifact, write_artifact
 from openlora_jax.adapters.counters import Counters
-from openlora_jax.adapters.few_bits import AdapterFormat, Wish, in_few_bits, in_numbers
+from openlora_jax.adapters.few_bits import AdapterFormat, Rounding, in_few_bits, in_numbers
 from openlora_jax.adapters.host_cache import HostAdapter
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.modules import MODULES
@@ -37,8 +37,8 @@ def exact(rank: int = 20, modules: tuple[str, ...] = MODULES_USED) -> tuple[Mani
     return synthetic_manifest(MODEL, DIGEST, modules, rank), synthetic_tensors(MODEL, modules, rank, seed=3)
 
 
-def stored(kind: AdapterFormat = "int4", **wish: Any) -> tuple[Manifest, dict[str, Tensor]]:
-    return in_few_bits(*exact(), Wish(kind, **wish))
+def stored(kind: AdapterFormat = "int4", **rounding: Any) -> tuple[Manifest, dict[str, Tensor]]:
+    return in_few_bits(*exact(), Rounding(kind, **rounding))
 
 
 def delta(tensors: dict[str, Tensor], module: str, layer: int) -> Any:
@@ -70,9 +70,9 @@ def test_the_manifest_says_what_rounding_changed(kind: AdapterFormat) -> None:
 
 @pytest.mark.parametrize(("kind", "most"), [("int8", 0.54), ("int4", 0.3), ("auto", 0.3)])
 def test_bytes_over_those_of_16_bits(kind: AdapterFormat, most: float) -> None:
-    plain = in_few_bits(*exact(modules=("q_proj",)), Wish("auto", most=0.0))[0]
+    plain = in_few_bits(*exact(modules=("q_proj",)), Rounding("auto", most=0.0))[0]
     assert not plain.few_bits
-    manifest, tensors = in_few_bits(*exact(modules=("q_proj",)), Wish(kind))
+    manifest, tensors = in_few_bits(*exact(modules=("q_proj",)), Rounding(kind))
     assert manifest.nbytes == sum(tensor.nbytes for tensor in tensors.values())
     assert manifest.nbytes <= most * plain.nbytes
 
@@ -80,19 +80,19 @@ def test_bytes_over_those_of_16_bits(kind: AdapterFormat, most: float) -> None:
 def test_auto_keeps_what_rounding_would_change_more() -> None:
     manifest, tensors = exact()
     tensors["q_proj.B"][1, :, :, ::32] *= 5.0  # so the others of each group are rounded to few levels
-    manifest, tensors = in_few_bits(manifest, tensors, Wish("auto"))
+    manifest, tensors = in_few_bits(manifest, tensors, Rounding("auto"))
     assert set(manifest.few_bits) == {"q_proj.A", "v_proj.A"}
     assert tensors["q_proj.B"].dtype == ml_dtypes.bfloat16
-    assert in_few_bits(*exact(), Wish("auto", most=0.05))[0].few_bits == {}
-    assert in_few_bits(*exact(), Wish("auto", dtype="float32"))[1]["v_proj.B"].dtype == np.float32
+    assert in_few_bits(*exact(), Rounding("auto", most=0.05))[0].few_bits == {}
+    assert in_few_bits(*exact(), Rounding("auto", dtype="float32"))[1]["v_proj.B"].dtype == np.float32
 
 
 def test_numbers_beyond_the_scales_are_refused() -> None:
     manifest, tensors = exact()
     tensors["v_proj.A"][0, 0, 2, 5] = 1e9
     with pytest.raises(ValueError, match=r"v_proj.A has numbers too large for the scales of int4"):
-        in_few_bits(manifest, tensors, Wish("int4"))
-    assert "v_proj.A" not in in_few_bits(manifest, tensors, Wish("auto"))[0].few_bits
+        in_few_bits(manifest, tensors, Rounding("int4"))
+    assert "v_proj.A" not in in_few_bits(manifest, tensors, Rounding("auto"))[0].few_bits
 
 
 @every_format
@@ -160,7 +160,7 @@ def test_scales_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 def test_stores_and_fetches_and_exports(tmp_path: Path) -> None:
     there, here = (AdapterStore.create(tmp_path / name) for name in ("there", "here"))
-    digests = install_synthetic(there, MODEL, DIGEST, {"a": 1, "b": 2}, rank=3, few_bits=Wish("int4"))
+    digests = install_synthetic(there, MODEL, DIGEST, {"a": 1, "b": 2}, rank=3, few_bits=Rounding("int4"))
     assert there.verify() == dict.fromkeys(sorted(digests.values()))
     remote = RemoteStore(here, str(there.path), 1 << 20, Counters())
     try:

@@ -104,6 +104,12 @@ def test_saved_modules_come_back_and_are_counted() -> None:
             {"modules": {"lm_head": SIZE | {"layers": 1}}, "saved": {"lm_head": {"rows": 6, "width": 4}}},
             "lm_head has LoRA and is saved too",
         ),
+        ({"saved": {}}, r"^saved: "),
+        ({"modules": {"q_proj": SIZE | {"delta_errors": []}}}, r"modules\.q_proj\.delta_errors: "),
+        (
+            {"saved": {"lm_head": {"rows": 9, "width": 4}}, "invocation_tokens": [3]},
+            "lm_head is saved, which acts before",
+        ),
     ],
 )
 def test_what_an_adapter_cannot_be(change: dict[str, Any], problem: str) -> None:

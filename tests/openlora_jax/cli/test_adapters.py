@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from openlora_jax.adapters.few_bits import Rounding
 from openlora_jax.adapters.manifest import Manifest, SavedModule
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic
@@ -61,6 +63,18 @@ def test_modules_of_its_own_are_shown_with_their_size(command: Command, store: A
     assert "own lm_head" in command("list")
     assert json.loads(command("list", "--json"))[0]["saved"] == {"lm_head": 600_000}
     assert "saved  lm_head, 0.6 MB, in the place of the base's" in command("inspect", "headed")
+
+
+def test_what_is_in_few_bits_is_said(command: Command, store: AdapterStore) -> None:
+    wide, few_bits = replace(CONFIG, intermediate_size=64), Rounding("int4")
+    install_synthetic(store, wide, "b" * 64, {"all": 1}, modules=("gate_proj",), few_bits=few_bits)
+    install_synthetic(store, wide, "b" * 64, {"some": 2}, few_bits=few_bits)  # B is 24 and 12 wide
+    listed = {row["name"]: row for row in json.loads(command("list", "--json"))}
+    assert [listed[name]["stored"] for name in ("all", "some", "x")] == ["int4", "int4, bfloat16", "bfloat16"]
+    assert listed["some"]["modules"]["v_proj"]["few_bits"].keys() == {"A"}
+    assert listed["some"]["modules"]["v_proj"]["delta_error"] > 0
+    assert command("list").count("int4, bfloat16") == 1
+    assert "stored int4, bfloat16" in command("inspect", "some")
 
 
 def test_remove(command: Command, store: AdapterStore) -> None:

@@ -56,10 +56,15 @@ def test_an_adapter_in_few_bits(run: Run, tmp_path: Path, openlora: RunCli) -> N
     store = AdapterStore(tmp_path / "store")
     manifest = store.manifest(store.resolve("x"))
     assert (manifest.dtype, set(manifest.few_bits)) == ("bfloat16", {"q_proj.A", "v_proj.A"})  # B is 24 and 12 wide
+    assert report["warnings"] == [
+        "q_proj.B stays in bfloat16: 24 columns are not a multiple of the 32 that int4 packs together",
+        "v_proj.B stays in bfloat16: 12 columns are not a multiple of the 32 that int4 packs together",
+    ]
     assert "A int4" in openlora("adapters", "inspect", "x", "--store", store.path).out
     auto = json.loads(run("--quant", "auto", "--max-error", "0.01", "--dtype", "float32", name="y").stdout)
     assert auto["dtype"] == "float32"
     assert "few_bits" not in auto["modules"]["q_proj"]
+    assert auto["warnings"][0] == "q_proj.A stays in float32: rounding would change more than 0.01 of it"
 
 
 @pytest.mark.parametrize("options", [("--max-error", "0.1"), ("--quant", "auto", "--max-error", "nan")], ids=str)

@@ -74,6 +74,7 @@ def test_an_adapter_is_exported(openlora: RunCli, store: Path, tmp_path: Path) -
 
 REFUSED = [
     (["--name", "n", "--method", "svd", "one"], "members: 'one' is no NAME=WEIGHT; write legal=0.6 tone=0.4"),
+    (["--name", "n", "--method", "svd", " =0.5"], "' =0.5' is no NAME=WEIGHT"),
     (["--name", "n", "--method", "svd", "one=x"], "'one=x' is no NAME=WEIGHT"),
     (["--name", "n", "--method", "svd", "one=nan"], "the weight of 'one' is nan"),
     (["--name", "n", "--method", "svd", "one=1", "one=2"], "'one' is named twice"),
