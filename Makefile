@@ -55,12 +55,14 @@ gpu-check: ## on a machine with an NVIDIA GPU: run the kernels' tests and benchm
 	@$(BIN)/python -m tests.gpu.check
 
 bench-long-tail: $(VENV)/ready base ## measure cold starts and oversubscription, and write docs/bench_*; half an hour
+	mkdir -p .cache/bench
 	$(BIN)/openlora bench coldstart --base $(BASE) --cache .cache/bench --markdown docs/bench_coldstart.md \
 	  --plot docs/bench_coldstart --json .cache/bench/coldstart.json
 	$(BIN)/openlora bench oversubscribe --base $(BASE) --cache .cache/bench --markdown docs/bench_oversubscribe.md \
 	  --plot docs/bench_oversubscribe --json .cache/bench/oversubscribe.json
 
 bench-quantised: $(VENV)/oracle base ## measure the formats of few bits, and write docs/quantised_base.*; half an hour
+	mkdir -p .cache/bench
 	$(BIN)/openlora bench quantised --base $(BASE) --cache .cache/bench --markdown docs/quantised_base.md \
 	  --json docs/quantised_base.json
 

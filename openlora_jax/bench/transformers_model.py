@@ -34,8 +34,10 @@ def transformers_model(base: Path) -> Any:
 
 
 def _hf_fields(config: ModelConfig) -> dict[str, Any]:
-    if config.rope_scaling is not None or config.quantization is not None:
-        raise InvalidConfig("--base", "must be a plain model without rope scaling, to be one of transformers")
+    if config.quantization is not None:
+        raise InvalidConfig("--base", "is quantised; name the plain base that it was made of")
+    if config.rope_scaling is not None:
+        raise InvalidConfig("--base", "has rope scaling, which is not handed to transformers; name a base without it")
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

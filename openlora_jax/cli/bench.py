@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from openlora_jax.cli.bench_long_tail import coldstart, oversubscribe
-from openlora_jax.cli.bench_options import JsonOption, numbers, write
+from openlora_jax.cli.bench_options import JsonOption, MarkdownOption, numbers, write
 from openlora_jax.cli.bench_quantised import quantised
 from openlora_jax.cli.generate import BackendOption
 from openlora_jax.config import Dtype
@@ -91,6 +91,8 @@ def kernels(
 ) -> None:
     """Each op as a backend runs it, checked, beside XLA's plain forms of it and the floor of the device.
 
+    All but adapters in int4, heads and embeddings of an adapter's own, and writes to a KV cache in int8.
+
     By default the sizes are two minutes' work for a CPU, and a server's for a GPU. What fails or is wrong is not timed,
     and the status is 1.
     """
@@ -132,7 +134,7 @@ def kernels(
 def few_bits(
     base: Annotated[Path, typer.Option(help="The converted SmolLM2-135M-Instruct.")],
     backend: BackendOption = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table here, in Markdown.")] = None,
+    markdown: MarkdownOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """The demo's adapters and 20 random ones in 16, 8 and 4 bits: errors, answers, bytes, and loads from the disk.

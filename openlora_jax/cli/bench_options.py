@@ -6,12 +6,23 @@ from typing import Annotated, Any
 
 import typer
 
+from openlora_jax.cli.rows import check_output
+
 BaseOption = Annotated[Path, typer.Option(help="A converted base model.")]
 CacheOption = Annotated[
     Path | None, typer.Option(help="What can be used again is kept here.", show_default="the user's cache")
 ]
-MarkdownOption = Annotated[Path | None, typer.Option(help="Write the tables here, in Markdown.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write setup and samples here.")]
+
+
+def _checked(file: Path | None) -> Path | None:
+    """Before anything is measured. Raises OSError."""
+    if file:
+        check_output(str(file))
+    return file
+
+
+MarkdownOption = Annotated[Path | None, typer.Option(help="Write the tables here, in Markdown.", callback=_checked)]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write setup and samples here.", callback=_checked)]
 
 
 def numbers(option: str, text: str, least: int, most: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from jax import Array
 from openlora_jax.bench.kernels import peers
 from openlora_jax.bench.kernels.case import CALLS, Case, Step, layers_beyond, normal
 from openlora_jax.bench.kernels.workload import Workload
-from pallas_kernels.kv_cache import KvCache
+from pallas_kernels.kv_cache import KvCache, kv_bytes
 from pallas_kernels.kv_write import reference as kv_write_reference
 from pallas_kernels.kv_write.api import KvWrite
 from pallas_kernels.layers import LayerIndex
@@ -17,9 +17,11 @@ from pallas_kernels.registry import Ops
 
 PLACES = 4
 """Dispatches of `kv_write` until a block is written again."""
+CODE = 24.0
+"""Standard deviation of the codes of a cache in int8: the largest is five times as large."""
 
 
-def attention_case(workload: Workload, ops: Ops, cache: int, kind: str) -> Case:
+def attention_case(workload: Workload, ops: Ops, cache: int, kind: str, kv_dtype: str) -> Case:
     """Decode: sequences of half the context to all of it. Prefill: the last tokens of one sequence."""
     model, itemsize = workload.model, jnp.dtype(workload.dtype).itemsize
     tiles, tokens = workload.tiles(kind)
@@ -31,14 +33,14 @@ def attention_case(workload: Workload, ops: Ops, cache: int, kind: str) -> Case:
         ends = workload.context - workload.prefill + tokens * np.arange(1, tiles + 1, dtype=np.int32)
         sequences, cached = 1, workload.context
     blocks = 1 + np.random.default_rng(0).permutation(sequences * columns).astype(np.int32).reshape(sequences, columns)
-    kv_bytes = 2 * model.kv_size * itemsize
-    layers = layers_beyond(cache, kv_bytes * cached, model.num_layers)
-    kv = _cache(workload, layers, 1 + blocks.size)
+    position_bytes = model.num_kv_heads * kv_bytes(dtype=kv_dtype, width=model.head_dim)
+    layers = layers_beyond(cache, position_bytes * cached, model.num_layers)
+    kv = _cache(workload, layers, 1 + blocks.size, kv_dtype)
     table, start = jnp.asarray(np.broadcast_to(blocks, (tiles, columns))), jnp.asarray(ends - tokens)
     q = normal(0, (tiles, tokens, model.num_heads, model.head_dim), workload.dtype)
     seen = int((ends[:, None] - np.arange(tokens)).sum())
     return Case(
-        op=f"attention {kind}",
+        op=f"attention {kind}" if kv_dtype == workload.dtype else f"attention {kind}, {kv_dtype}",
         operands=((kv, table, start, jnp.full(tiles, tokens, jnp.int32)),),
         carry=q,
         calls=layers,
@@ -48,8 +50,8 @@ def attention_case(workload: Workload, ops: Ops, cache: int, kind: str) -> Case:
             ops.chosen["paged_attention"].name: _attention_step(ops.paged_attention),
             "gather": _attention_step(peers.gather_attention),
         },
-        nbytes=kv_bytes * cached + 2 * itemsize * q.size,
-        footprint=kv_bytes * cached * layers,
+        nbytes=position_bytes * cached + 2 * itemsize * q.size,
+        footprint=position_bytes * cached * layers,
         operations=4 * model.q_size * seen,
     )
 
@@ -67,7 +69,7 @@ def kv_write_case(workload: Workload, ops: Ops, kind: str) -> Case:
     return Case(
         op=f"kv_write {kind}",
         operands=tuple((k, v, jnp.asarray(table), start) for table in blocks),
-        carry=_cache(workload, layers, 1 + blocks.size),
+        carry=_cache(workload, layers, 1 + blocks.size, workload.dtype),
         calls=layers,
         over_layers=ops.over_layers,
         reference=_kv_write_step(kv_write_reference.kv_write),
@@ -78,12 +80,18 @@ def kv_write_case(workload: Workload, ops: Ops, kind: str) -> Case:
     )
 
 
-def _cache(workload: Workload, layers: int, blocks: int) -> KvCache:
+def _cache(workload: Workload, layers: int, blocks: int, dtype: str) -> KvCache:
+    """Of random numbers, or of random codes whose products with their scales are about as large."""
     model = workload.model
     shape = (layers, blocks, model.num_kv_heads)
+    of_keys, of_values = (*shape, model.head_dim, workload.kv_block), (*shape, workload.kv_block, model.head_dim)
+    if dtype != "int8":
+        return KvCache(normal(10, of_keys, workload.dtype), normal(11, of_values, workload.dtype))
+    scales = (layers, blocks, 2, model.num_kv_heads, workload.kv_block)
     return KvCache(
-        keys=normal(10, (*shape, model.head_dim, workload.kv_block), workload.dtype),
-        values=normal(11, (*shape, workload.kv_block, model.head_dim), workload.dtype),
+        keys=normal(10, of_keys, "int8", CODE),
+        values=normal(11, of_values, "int8", CODE),
+        scales=jnp.exp(normal(12, scales, "float32", 0.1)) / CODE,
     )
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from openlora_jax.config import Dtype
 from pallas_kernels.layers import LayerIndex, OverLayers
 
 CALLS = 8
@@ -73,7 +72,7 @@ def layers_beyond(cache: int, nbytes: int, depth: int) -> int:
     return min(max(-(-2 * cache // nbytes), CALLS), depth)
 
 
-def normal(seed: int, shape: tuple[int, ...], dtype: Dtype, scale: float = 1.0) -> Array:
+def normal(seed: int, shape: tuple[int, ...], dtype: str, scale: float = 1.0) -> Array:
     """Random operands."""
     numbers = np.random.default_rng(seed).normal(0, scale, PERIOD).astype(jnp.dtype(dtype))
     return jnp.asarray(np.resize(numbers, shape))

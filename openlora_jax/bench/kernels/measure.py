@@ -1,4 +1,7 @@
-"""Every implementation of every op: checked against the reference, then timed in turn with the others."""
+"""Every implementation of an op: checked against the reference, then timed in turn with the others.
+
+All ops but adapters in int4, modules in the place of the base's, and writes to a KV cache in int8.
+"""
 
 import functools
 import itertools
@@ -77,7 +80,7 @@ class Result:
 def measure(workload: Workload, ops: Ops, peak: Peak, progress: Progress) -> list[Result]:
     """All cases, one after the other."""
     of_mixes = len(KINDS) * (len(workload.groups) + 1) + 2
-    total = len(MIXES) * of_mixes + 2 * len(KINDS) + len(FORMATS) * len(workload.groups) + 2
+    total = len(MIXES) * of_mixes + 3 * len(KINDS) + len(FORMATS) * len(workload.groups) + 2
     done = itertools.count()
 
     def result(case: Case) -> Result:
@@ -107,7 +110,8 @@ def _cases(workload: Workload, ops: Ops, cache: int) -> Iterator[Case]:
     for kind in KINDS:
         yield from affine_cases(workload, ops, cache, kind, workload.groups[0])
     for kind in KINDS:
-        yield attention_case(workload, ops, cache, kind)
+        for kv_dtype in (workload.dtype, "int8"):
+            yield attention_case(workload, ops, cache, kind, kv_dtype)
         yield kv_write_case(workload, ops, kind)
     for group in workload.groups:
         for form in FORMATS:

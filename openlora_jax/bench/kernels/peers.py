@@ -98,7 +98,14 @@ def gather_attention(
     tiles, tokens, heads, width = q.shape
     kv_heads = kv.values.shape[2]
     grouped = q.reshape(tiles, tokens, kv_heads, heads // kv_heads, width)
-    scores = _einsum("tlkge,tckes->tlkgcs", grouped, kv.keys[layer, table]) / width**0.5
+    keys, values = kv.keys[layer, table], kv.values[layer, table]
+    if kv.scales is not None:
+        of_keys, of_values = kv.scales[layer, table, 0], kv.scales[layer, table, 1]
+        keys, values = (
+            (codes.astype(jnp.float32) * scales).astype(q.dtype)
+            for codes, scales in ((keys, of_keys[:, :, :, None]), (values, of_values[..., None]))
+        )
+    scores = _einsum("tlkge,tckes->tlkgcs", grouped, keys) / width**0.5
     key_position = jnp.arange(table.shape[1] * kv.block_tokens, dtype=jnp.int32).reshape(table.shape[1], -1)
     position = start[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
     seen = key_position[None, None] <= position[:, :, None, None]
@@ -106,7 +113,7 @@ def gather_attention(
     weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(q.dtype)
     # What was never written may be NaN, which times 0 is still NaN.
     written = key_position[None] < (start + length)[:, None, None]
-    values = jnp.where(written[:, :, None, :, None], kv.values[layer, table], 0)
+    values = jnp.where(written[:, :, None, :, None], values, 0)
     return _einsum("tlkgcs,tckse->tlkge", weights, values).reshape(q.shape).astype(q.dtype)
 
 

@@ -12,7 +12,6 @@ from openlora_jax.bench.kernels.workload import Workload
 from openlora_jax.bench.machine import line, machine, versions
 from pallas_kernels.registry import Ops
 
-PEERS = ("gather", "one-hot", "sort")
 CACHED = "*"
 
 
@@ -64,9 +63,10 @@ def table(results: list[Result], backend: str) -> Table:
         title="Microseconds a call: medians (smallest .. largest); of XLA's plain forms, how many times the backend's",
         caption=f"{CACHED} these operands fit into the cache, and may be read faster than the floor has it",
     )
+    names = dict.fromkeys(peer.name for result in results for peer in result.outcomes[1:])
     for column in ("op", "mix"):
         grid.add_column(column)
-    for column in ("floor", "by", backend, "over floor", *PEERS, "error"):
+    for column in ("floor", "by", backend, "over floor", *names, "error"):
         grid.add_column(column, justify="right")
     for result in results:
         own, *peers = result.outcomes
@@ -78,7 +78,7 @@ def table(results: list[Result], backend: str) -> Table:
             result.bound,
             f"{own.samples.median:.1f} ({own.samples.spread})" if own.timed else "-",
             f"{own.samples.median / result.floor:.2f}" if own.timed else "-",
-            *(_peer(by_name.get(name), own) for name in PEERS),
+            *(_peer(by_name.get(name), own) for name in names),
             "-" if own.error is None else f"{own.error:.0e}",
         )
     return grid

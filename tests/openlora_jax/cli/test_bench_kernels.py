@@ -36,7 +36,9 @@ def test_table_and_json_and_a_status_of_1_where_a_kernel_is_wrong(
     ended = openlora("bench", "kernels", *asked, "--json", tmp_path / "k.json")
     assert [line.partition(": wrong by ")[0] for line in ended.err.splitlines()] == [
         "openlora: attention decode: xla",
+        "openlora: attention decode, int8: xla",
         "openlora: attention prefill: xla",
+        "openlora: attention prefill, int8: xla",
     ]
     assert ended.status == 1
     written = json.loads((tmp_path / "k.json").read_text())
