@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,15 +11,17 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
+from openlora_jax import __version__
 from openlora_jax.bench.quantised.arms import ARMS, Arm
 from openlora_jax.bench.quantised.memory import peak
 from openlora_jax.bench.quantised.perplexity import perplexity, windows
 from openlora_jax.bench.quantised.tensors import errors
 from openlora_jax.bench.quantised.text import library_text
-from openlora_jax.bench.quantised.tuned_base import STEPS, make_tuned_base
+from openlora_jax.bench.quantised.tuned_base import RECIPE, make_tuned_base
 from openlora_jax.bench.samples import Samples
 from openlora_jax.bench.throughput import decode_step_ms
 from openlora_jax.config import EngineConfig
@@ -70,21 +73,26 @@ class Results:
 def measure(base: Path, cache: Path, tokens: int, rounds: int, progress: Progress) -> Results:
     """Of a base model that is tuned off its grid, once, and kept in the cache.
 
+    The cache is of what made it: another recipe, or another version of what computes, finds nothing there.
+
     Args:
         base: a converted base model.
         cache: where that one, and its perplexities, are kept.
         tokens: to score, at least.
         rounds: of decode steps.
         progress: told what is under way.
+
+    Raises:
+        InvalidConfig: no torch or transformers to tune with, or a system that does not tell what a process holds.
     """
+    alone = peak(LOADING)
     text, tokenizer = library_text(), Tokenizer.load(base)
     cache.mkdir(parents=True, exist_ok=True)
-    tuned = cache / f"tuned-{BaseManifest.read(base).digest[:16]}-{text.digest[:16]}"
+    tuned = cache / f"tuned-{BaseManifest.read(base).digest[:16]}-{text.digest[:16]}-{RECIPE}"
     if not tuned.exists():
-        make_tuned_base(base, tuned, tokenizer.encode(text.tuned_on), STEPS, progress)
+        make_tuned_base(base, tuned, tokenizer.encode(text.tuned_on), progress)
     with TemporaryDirectory(dir=cache) as folder:
         bases, converting = _converted(tuned, Path(folder), progress)
-        alone = peak(LOADING)
         loading = {name: peak(LOADING, str(path)) - alone for name, path in bases.items()}
         texts = windows(tokenizer.encode(text.held_out), tokens)
         table = weight_table(BaseManifest.read(base).config)
@@ -103,13 +111,18 @@ def measure(base: Path, cache: Path, tokens: int, rounds: int, progress: Progres
 
 
 def _converted(source: Path, folder: Path, progress: Progress) -> tuple[dict[str, Path], dict[str, int]]:
-    """The base of every arm, and what it took to make it; refused, as its destination is in use, it takes the rest."""
+    """The base of every arm, and what it took to make it; refused, as its destination is in use, it takes the rest.
+
+    In plain memory, as a user's conversion has it: a benchmark itself, as whatever computes, starts with huge pages.
+    """
     arms = {arm.folder: arm for arm in ARMS}
-    alone = peak(CONVERTING, "convert", "base", str(source), str(source), status=2)
+    plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    alone = peak(CONVERTING, "convert", "base", str(source), str(source), status=2, environment=plain)
     held = {}
     for done, (name, arm) in enumerate(arms.items()):
         progress(f"converting to {arm.name}", done, len(arms))
-        held[name] = peak(CONVERTING, "convert", "base", str(source), str(folder / name), *arm.options) - alone
+        command = ("convert", "base", str(source), str(folder / name), *arm.options)
+        held[name] = peak(CONVERTING, *command, environment=plain) - alone
     return {name: folder / name for name in arms}, held
 
 
@@ -117,12 +130,13 @@ def perplexities(
     bases: Mapping[str, Path], texts: Int[np.ndarray, "N L"], kept: Path, progress: Progress
 ) -> dict[str, float]:
     """By arm. They are always the same, and take minutes each: what is known is kept in a file."""
+    software = f"openlora-jax {__version__} jax {jax.__version__}"
     text = hashlib.sha256(texts.tobytes()).hexdigest()
     known: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
     found = {}
     for arm in ARMS:
         base = bases[arm.folder]
-        key = f"{BaseManifest.read(base).digest} {arm.kv_dtype} {text}"
+        key = f"{BaseManifest.read(base).digest} {arm.kv_dtype} {text} {software}"
         if key not in known:
             known[key] = perplexity(base, arm.kv_dtype, texts, partial(_named, progress, arm.name))
             kept.write_text(json.dumps(known, indent=2) + "\n")

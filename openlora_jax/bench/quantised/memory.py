@@ -1,23 +1,29 @@
 """What a process holds at its height; as a program, one that loads a base model and ends."""
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from openlora_jax.errors import InvalidConfig
 
 PERIOD = 0.005
 """Seconds between two looks."""
 
 
-def peak(module: str, *arguments: str, status: int = 0) -> int:
-    """Bytes that `python -m module` held, at most.
+def peak(module: str, *arguments: str, status: int = 0, environment: Mapping[str, str] | None = None) -> int:
+    """Bytes that `python -m module` held, at most, in this process's environment or another.
 
     Raises:
+        InvalidConfig: this system does not tell.
         RuntimeError: it ended with another status.
     """
+    if not _held(os.getpid()):
+        raise InvalidConfig("bench", "the memory of a process is read from /proc/PID/status; run it on Linux")
     command: Sequence[str] = (sys.executable, "-m", module, *arguments)
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     held = 0
     while child.poll() is None:
         held = max(held, _held(child.pid))

@@ -1,6 +1,8 @@
 """The tables of `bench quantised`, for a terminal, as a page in Markdown, and as JSON."""
 
 from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from openlora_jax.bench.long_tail.grid import Grid
@@ -8,6 +10,9 @@ from openlora_jax.bench.machine import line, machine, versions
 from openlora_jax.bench.quantised.arms import ARMS, FLOAT32
 from openlora_jax.bench.quantised.measure import Results
 from openlora_jax.bench.samples import Samples
+
+LIBRARIES = ("torch", "bitsandbytes", "torchao")
+"""What tunes the base, and whose formats ours are compared with."""
 
 
 def grids(results: Results) -> list[Grid]:
@@ -17,8 +22,9 @@ def grids(results: Results) -> list[Grid]:
 
 def heading(results: Results) -> str:
     """Where it was measured, and on what."""
+    libraries = [f"{name} {number}" for name, number in _libraries().items()]
     return (
-        f"{line(machine(), versions())}\n"
+        f"{', '.join([line(machine(), versions()), *libraries])}\n"
         f"{results.parameters:,} parameters, tuned off the grid that they came on; {results.scored:,} tokens of"
         f" Python's own docstrings that were not tuned on, text {results.text[:16]}"
     )
@@ -39,7 +45,12 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def setup() -> dict[str, Any]:
-    return {"machine": machine(), "versions": versions()}
+    return {"machine": machine(), "versions": versions() | _libraries()}
+
+
+def _libraries() -> dict[str, str]:
+    """The versions of those that are installed."""
+    return {name: version(name) for name in LIBRARIES if find_spec(name)}
 
 
 def _accuracy(results: Results) -> Grid:

@@ -5,6 +5,7 @@ moves a number by a fraction of a step. So each number is first moved anywhere w
 is tuned back.
 """
 
+import hashlib
 import math
 import shutil
 from collections.abc import Sequence
@@ -23,19 +24,21 @@ WINDOW = 64
 LEARNING_RATE = 1e-4
 GROUP, CODES = 32, 16
 """Of Q4_1."""
+SEED = 0
+RECIPE = hashlib.sha256(repr((STEPS, WARMUP, WINDOW, LEARNING_RATE, GROUP, CODES, SEED)).encode()).hexdigest()[:8]
+"""What a tuned base depends on, besides the base and the text."""
 BYTES = 4
 """Of a number."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def make_tuned_base(base: Path, folder: Path, tokens: Sequence[int], steps: int, progress: Progress) -> list[float]:
+def make_tuned_base(base: Path, folder: Path, tokens: Sequence[int], progress: Progress) -> list[float]:
     """Writes a Hugging Face directory; returns the loss of each step.
 
     Args:
         base: a converted base model.
         folder: the directory to make.
         tokens: of the text to tune on, from its beginning.
-        steps: how many windows of it.
         progress: told the loss of the last step.
 
     Raises:
@@ -43,9 +46,11 @@ def make_tuned_base(base: Path, folder: Path, tokens: Sequence[int], steps: int,
     """
     try:
         import torch
+        import transformers  # noqa: F401  # for `transformers_model`
     except ImportError as error:
-        raise InvalidConfig("--base", "is tuned with torch; install openlora-jax[oracle]") from error
-    torch.manual_seed(0)
+        problem = "is tuned with torch and transformers; install openlora-jax[oracle]"
+        raise InvalidConfig("--base", problem) from error
+    torch.manual_seed(SEED)
     model = transformers_model(base).train()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -53,10 +58,10 @@ def make_tuned_base(base: Path, folder: Path, tokens: Sequence[int], steps: int,
                 _leave_grid(parameter)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     losses: list[float] = []
-    for step in range(steps):
-        progress(f"tuning, loss {losses[-1]:.3f}" if losses else "tuning", step, steps)
+    for step in range(STEPS):
+        progress(f"tuning, loss {losses[-1]:.3f}" if losses else "tuning", step, STEPS)
         window = torch.tensor(tokens[step * WINDOW : (step + 1) * WINDOW])[None]
-        rate = min((step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        rate = min((step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / STEPS)))
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
         loss = model(input_ids=window, labels=window).loss
         optimizer.zero_grad()

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openlora_jax.bench.quantised import measure, report
+from openlora_jax.bench.quantised import measure, memory, report
 from openlora_jax.bench.quantised.arms import ARMS, FLOAT32
 from openlora_jax.bench.quantised.memory import peak
 from openlora_jax.bench.quantised.perplexity import WINDOW, surprises, windows
 from openlora_jax.bench.quantised.tensors import TAILS, relative_error, roundings, sample
 from openlora_jax.bench.quantised.text import library_text
 from openlora_jax.bench.samples import Samples
+from openlora_jax.errors import InvalidConfig
 from openlora_jax.llm import LLM
 from openlora_jax.progress import Progress
 
@@ -55,6 +56,12 @@ def test_a_perplexity_is_computed_once(tmp_path: Path, tiny_base: Path, monkeypa
     assert measure.perplexities(bases, texts, kept, lambda *_: None) == first
     measure.perplexities(bases, texts + 1, kept, lambda *_: None)
     assert len(asked) == 4
+
+
+def test_memory_that_cannot_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_held", lambda process: 0)
+    with pytest.raises(InvalidConfig, match="run it on Linux"):
+        peak("openlora_jax")
 
 
 def test_the_height_of_a_process_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
