@@ -110,8 +110,8 @@ def _cases(workload: Workload, ops: Ops, cache: int) -> Iterator[Case]:
         yield attention_case(workload, ops, cache, kind)
         yield kv_write_case(workload, ops, kind)
     for group in workload.groups:
-        for form in FORMATS:
-            yield quantized_linear_case(workload, ops, cache, group, form)
+        for how in FORMATS:
+            yield quantized_linear_case(workload, ops, cache, group, how)
     yield top_k_case(workload, ops)
     yield threshold_case(workload, ops)
 
