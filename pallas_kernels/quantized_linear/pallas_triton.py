@@ -111,7 +111,7 @@ def _codes(block: _Block) -> Iterator[tuple[Int[Array, "C"], Float32[Array, "O C
     if isinstance(block.weight, Int8Matrix):
         yield byte, codes.astype(jnp.float32)
         return
-    low = BLOCK * lax.div(byte, jnp.int32(HALF)) + lax.rem(byte, jnp.int32(HALF))
+    low = byte + HALF * lax.div(byte, jnp.int32(HALF))
     for column, half in ((low, codes & 15), (low + HALF, codes >> 4)):
         if isinstance(block.weight, Nf4Matrix):
             yield column, plgpu.load(block.parts[-1].at[half.astype(jnp.int32)])

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from openlora_jax.adapters.modules import module_shapes
+from openlora_jax.bench.kernels.quantized_cases import FORMATS
 from openlora_jax.engine.work import work_list
 from openlora_jax.quantization.format import Quantization
 from openlora_jax.quantization.matrix import described
@@ -21,7 +22,7 @@ from tests.gpu.deviceless import compile_for
 from tests.gpu.facts import kernels
 from tests.gpu.lowering import triton_kernels
 from tests.gpu.steps import Step
-from tests.gpu.workloads import ENGINE, FORMATS, LLAMA_8B, ROWS
+from tests.gpu.workloads import ENGINE, LLAMA_8B, ROWS
 
 FIRST = np.asarray(0, np.int32)
 ALL_ROWS = (1, ROWS, MOST_ROWS)
@@ -38,7 +39,7 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("down_proj",))
 
 def main() -> None:
     (chip,) = sys.argv[1:]
-    programs = {f"quantized_linear {name}": products(how) for name, how in FORMATS.items()}
+    programs = {f"quantized_linear {how}": products(how) for how in FORMATS}
     programs |= {f"affine {kind}": changes(kind) for kind in KINDS}
     found = {}
     for name, program in programs.items():

@@ -12,7 +12,7 @@ Figures = Mapping[str, int | str]
 
 FILE = Path(__file__).with_name("budget.json")
 WORKLOAD = "llama-3.1-8b"
-INT4 = "llama-3.1-8b int4"
+INT4 = "llama-3.1-8b int4 in groups of 128, with offsets"
 STEPS: tuple[tuple[str, Kind, str], ...] = (
     *((chip, kind, WORKLOAD) for chip in CHIPS for kind in KINDS),
     *(("h100", kind, INT4) for kind in KINDS),

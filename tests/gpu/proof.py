@@ -69,7 +69,8 @@ after *mma* is from the emulator again: products of 1 to 128 rows and 576 to 409
 what a program asks for again, out of the L1 cache: a turn of its loop takes 2 to 8 bytes of a sector of scales, and
 nf4's levels are looked up one by one. More rows read the matrix once for each 64. Each program also reads all of x, as
 the tiles of any product do, out of the L2 cache but for the first. *Warp instructions* are those of a program that has
-32 or 64 rows of the matrix. Sectors of gains and biases are of 1024 columns and more; of fewer the list is no longer
+32 or 64 rows of the matrix; but for int4 in groups of 32 with offsets, those of 4 bits were executed when the place of
+a column still took a few more. Sectors of gains and biases are of 1024 columns and more; of fewer the list is no longer
 little.
 
 Lowered kernels were executed program by program, in random order, in 16 and 20 random shapes, without races, accesses
@@ -133,7 +134,7 @@ def _step_row(step: dict[str, Any]) -> list[str]:
     whole, base = step["whole"], step.get("base")
     added = "not measured"
     if base is not None:
-        launches, temporary = (whole[name] - base[name] for name in ("launches", "temporary"))
+        launches, temporary = (max(0, whole[name] - base[name]) for name in ("launches", "temporary"))
         added = f"{launches} launches, {temporary:,} bytes ({temporary / whole['pools']:.4%} of the pool)"
     return [
         f"{step['workload']}, {step['layers']}",

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from openlora_jax.adapters.modules import PAGE_RANK
+from openlora_jax.bench.kernels.quantized_cases import FORMATS
 from openlora_jax.config import EngineConfig
 from openlora_jax.model.config import ModelConfig, RopeScaling
-from openlora_jax.quantization.format import Quantization
 
 ROWS = 64
 RANKS = (8, 16, 24, 32, 40, 48, 56, 64)
@@ -97,13 +97,5 @@ WORKLOADS = {
 SAVED = {"llama-3.1-8b saved": Workload(LLAMA_8B, ENGINE.model_copy(update={"saved_pages": 5}))}
 """With room for adapters' own heads and embeddings, past 4 GiB of each."""
 
-FORMATS = {
-    "int8": Quantization(format="int8", group=32),
-    "int4": Quantization(format="int4", group=128, offsets="float16"),
-    "int4 symmetric": Quantization(format="int4", group=32),
-    "nf4": Quantization(format="nf4", group=64),
-}
-QUANTISED = {
-    f"llama-3.1-8b {name}": Workload(replace(LLAMA_8B, quantization=how), ENGINE) for name, how in FORMATS.items()
-}
+QUANTISED = {f"llama-3.1-8b {how}": Workload(replace(LLAMA_8B, quantization=how), ENGINE) for how in FORMATS}
 KV_INT8 = {"llama-3.1-8b kv int8": Workload(LLAMA_8B, ENGINE.model_copy(update={"kv_dtype": "int8"}))}

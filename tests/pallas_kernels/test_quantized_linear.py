@@ -26,6 +26,7 @@ WAYS = [
     Quantization(format="int8", group=32),
     Quantization(format="int8", group=None),
     Quantization(format="int4", group=32),
+    Quantization(format="int4", group=32, offsets="float16"),
     Quantization(format="int4", group=128, offsets="float16"),
     Quantization(format="int4", group=None, offsets="float32"),
     Quantization(format="nf4", group=64),

@@ -114,8 +114,8 @@ def _cases(workload: Workload, ops: Ops, cache: int) -> Iterator[Case]:
             yield attention_case(workload, ops, cache, kind, kv_dtype)
         yield kv_write_case(workload, ops, kind)
     for group in workload.groups:
-        for form in FORMATS:
-            yield quantized_linear_case(workload, ops, cache, group, form)
+        for how in FORMATS:
+            yield quantized_linear_case(workload, ops, cache, group, how)
     yield top_k_case(workload, ops)
     yield threshold_case(workload, ops)
 

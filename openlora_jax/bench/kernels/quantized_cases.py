@@ -14,35 +14,37 @@ from openlora_jax.quantization.format import Quantization
 from openlora_jax.quantization.matrix import QuantizedMatrix, dense, described
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.linear.api import Linear
+from pallas_kernels.quantized import Nf4Matrix
 from pallas_kernels.quantized_linear import reference
 from pallas_kernels.quantized_linear.api import QuantizedLinear
 from pallas_kernels.registry import Ops
 
-FORMATS = {
-    "int8": Quantization(format="int8", group=32),
-    "int4": Quantization(format="int4", group=32),
-    "int4 with offsets": Quantization(format="int4", group=128, offsets="float16"),
-    "nf4": Quantization(format="nf4", group=64),
-}
-"""As GGUF's Q8_0 and Q4_0, as GPTQ and AWQ, and as QLoRA have it."""
+FORMATS = (
+    Quantization(format="int8", group=32),
+    Quantization(format="int4", group=32, offsets="float16"),
+    Quantization(format="int4", group=32),
+    Quantization(format="int4", group=128, offsets="float16"),
+    Quantization(format="nf4", group=64),
+)
+"""As GGUF's Q8_0, Q4_1 and Q4_0, as GPTQ and AWQ, and as QLoRA have it."""
 
 Weights = tuple[QuantizedMatrix, ...]
 Operands = tuple[Array, dict[str, Any]]
 
 
-def quantized_linear_case(workload: Workload, ops: Ops, cache: int, group: str, form: str) -> Case:
+def quantized_linear_case(workload: Workload, ops: Ops, cache: int, group: str, how: Quantization) -> Case:
     """The joined matrix of a group in a format of `FORMATS`; beside it XLA's product of the same numbers, in full."""
     tiles, tokens = workload.tiles("decode")
     shapes = [module_shapes(workload.model)[module] for module in GROUPS[group]]
     d_in, d_out, itemsize = shapes[0].d_in, sum(shape.d_out for shape in shapes), jnp.dtype(workload.dtype).itemsize
-    spec = described((d_out, d_in), FORMATS[form])
+    spec = described((d_out, d_in), how)
     weight_bytes = sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(spec))
     layers = layers_beyond(cache, weight_bytes, workload.model.num_layers)
     weights: Weights = tuple(_random(seed, spec) for seed in range(layers))
     x = normal(100, (tiles, tokens, d_in), workload.dtype)
     y = normal(101, (tiles, tokens, d_out), workload.dtype)
     return Case(
-        op=f"quantized linear decode, {form}, {group}",
+        op=f"quantized linear decode, {how}, {group}",
         operands=(
             (
                 x,
@@ -71,12 +73,14 @@ def quantized_linear_case(workload: Workload, ops: Ops, cache: int, group: str, 
 def _random(seed: int, spec: QuantizedMatrix) -> QuantizedMatrix:
     """A matrix of random codes and factors, whose products are about as large as what they are added to."""
     generator = np.random.default_rng(seed)
+    # That of nf4 is multiplied by squares of up to 255.
+    factor = 2**-20 if isinstance(spec, Nf4Matrix) else 2**-8
 
     def part(like: jax.ShapeDtypeStruct) -> Array:
         if like.dtype.itemsize == 1:
             drawn = generator.integers(0, 256, PERIOD, np.uint8).view(like.dtype)
         else:
-            drawn = (2**-8 * generator.uniform(0.5, 1.5, PERIOD)).astype(like.dtype)
+            drawn = (factor * generator.uniform(0.5, 1.5, PERIOD)).astype(like.dtype)
         return jnp.asarray(np.resize(drawn, like.shape))
 
     matrix: QuantizedMatrix = jax.tree.map(part, spec)

@@ -20,6 +20,7 @@ from openlora_jax.bench.kernels.work_lists import distinct_pages, pool_pages, wo
 from openlora_jax.bench.kernels.workload import MIXES, SHAPES, SMOLLM2_135M, Workload
 from openlora_jax.bench.samples import Samples
 from openlora_jax.config import Dtype
+from openlora_jax.quantization.format import Quantization
 from pallas_kernels.lora import reference
 from pallas_kernels.registry import implementations
 
@@ -73,6 +74,13 @@ def test_every_op_is_right_and_timed_beside_its_peers(monkeypatch: pytest.Monkey
     assert table.row_count == len(results)
     assert {name for names in PEERS.values() for name in names} <= {column.header for column in table.columns}
     assert json.loads(json.dumps(report.as_json(results)))[0]["implementations"][0]["values_us"]
+
+
+@pytest.mark.parametrize("how", quantized_cases.FORMATS, ids=str)
+def test_products_are_about_as_large_as_what_they_are_added_to(how: Quantization) -> None:
+    case = quantized_cases.quantized_linear_case(WORKLOAD, implementations("cpu"), 1, "qkv", how)
+    product = case.reference(case.operands[0], np.asarray(0, np.int32), jnp.zeros_like(case.carry))
+    assert 2**-4 < jnp.std(product) < 2**4
 
 
 def tried(lora: Callable[..., Array]) -> Outcome:
