@@ -24,7 +24,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_cases, "CALLS", 1)
     for module in (measure, lora_cases):
         monkeypatch.setattr(module, "MIXES", {"identical": MIXES["identical"]})
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
 
 
 def test_table_and_json_and_a_status_of_1_where_a_kernel_is_wrong(
