@@ -217,6 +217,15 @@ _BLOCKWISE = Implementation("by_blocks", top_k_xla.by_blocks, "XLA sorts what it
 _HALVING = Implementation("xla", threshold_xla.threshold, "row by row, as many passes as it takes")
 _INTERPRETED = "the kernel of cuda, run as XLA operations"
 
+
+def _triton(kernel: Callable[..., Any], reason: str) -> dict[str, Implementation]:
+    """A kernel, as it is and interpreted."""
+    return {
+        "interpret": Implementation("pallas_triton", partial(kernel, interpret=True), _INTERPRETED),
+        "cuda": Implementation("pallas_triton", kernel, reason, _needs(AMPERE)),
+    }
+
+
 TABLE: Mapping[str, Mapping[str, Implementation]] = {
     "over_layers": {"cpu": _ROLLED, "interpret": _ROLLED, "cuda": _UNROLLED, "tpu": _UNROLLED},
     "shortcut": {"cpu": _TAKEN, "interpret": _TAKEN, "cuda": _DECLINED, "tpu": _TAKEN},
@@ -227,44 +236,27 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             quantized_linear_xla.linear,
             "one row summed code by code, more multiplied block by block in the cache",
         ),
-        "interpret": Implementation(
-            "pallas_triton", partial(quantized_linear_triton.linear, interpret=True), _INTERPRETED
-        ),
-        "cuda": Implementation(
-            "pallas_triton",
+        **_triton(
             quantized_linear_triton.linear,
             "codes become numbers in registers; XLA would write them to memory and read them again",
-            _needs(AMPERE),
         ),
         "tpu": _NUMBERS,
     },
     "quantized_layers": {"cpu": _STACKED, "interpret": _SEPARATE, "cuda": _SEPARATE, "tpu": _SEPARATE},
     "saved_linear": {
         "cpu": _MATRICES,
-        "interpret": Implementation("pallas_triton", partial(saved_triton.saved_linear, interpret=True), _INTERPRETED),
-        "cuda": Implementation(
-            "pallas_triton", saved_triton.saved_linear, "in place, where a row has a matrix at all", _needs(AMPERE)
-        ),
+        **_triton(saved_triton.saved_linear, "in place, where a row has a matrix at all"),
         "tpu": _MATRICES,
     },
     "saved_embedding": dict.fromkeys(("cpu", "interpret", "cuda", "tpu"), _GATHER),
     "affine": {
         "cpu": _VECTORS,
-        "interpret": Implementation("pallas_triton", partial(affine_triton.affine, interpret=True), _INTERPRETED),
-        "cuda": Implementation(
-            "pallas_triton", affine_triton.affine, "in place, where a tile has items at all", _needs(AMPERE)
-        ),
+        **_triton(affine_triton.affine, "in place, where a tile has items at all"),
         "tpu": _VECTORS,
     },
     "lora": {
         "cpu": _ITEMS,
-        "interpret": Implementation("pallas_triton", partial(lora_triton.lora, interpret=True), _INTERPRETED),
-        "cuda": Implementation(
-            "pallas_triton",
-            lora_triton.lora,
-            "one launch for all modules that share an input; pages read where they lie",
-            _needs(AMPERE),
-        ),
+        **_triton(lora_triton.lora, "one launch for all modules that share an input; pages read where they lie"),
         "mosaic": Implementation(
             "mosaic_gpu",
             _lora_mosaic,
@@ -275,43 +267,28 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
     },
     "int4_lora": {
         "cpu": _WORDS,
-        "interpret": Implementation("pallas_triton", partial(int4_lora_triton.int4_lora, interpret=True), _INTERPRETED),
-        "cuda": Implementation(
-            "pallas_triton", int4_lora_triton.int4_lora, "one launch, in which codes become numbers", _needs(AMPERE)
-        ),
+        **_triton(int4_lora_triton.int4_lora, "one launch, in which codes become numbers"),
         "tpu": _WORDS,
     },
     "embedding_lora": {
         "cpu": _COLUMNS,
-        "interpret": Implementation("pallas_triton", partial(lora_triton.embedding_lora, interpret=True), _INTERPRETED),
-        "cuda": Implementation(
-            "pallas_triton", lora_triton.embedding_lora, "one launch that looks up columns of A", _needs(AMPERE)
-        ),
+        **_triton(lora_triton.embedding_lora, "one launch that looks up columns of A"),
         "tpu": _COLUMNS,
     },
     "kv_write": {"cpu": _SLICES, "interpret": _SLICES, "cuda": _STORES, "tpu": _SCATTER},
     "paged_attention": {
         "cpu": _BLOCKS,
-        "interpret": Implementation(
-            "pallas_triton", partial(paged_attention_triton.paged_attention, interpret=True), _INTERPRETED
-        ),
-        "cuda": Implementation(
-            "pallas_triton",
+        **_triton(
             paged_attention_triton.paged_attention,
             "one kernel for decode and prefill that reads the stacked cache through the block tables",
-            _needs(AMPERE),
         ),
         "tpu": _BLOCKS,
     },
     "top_k": {"cpu": _SELECTION, "interpret": _SELECTION, "cuda": _BLOCKWISE, "tpu": _SELECTION},
     "threshold": {
         "cpu": _HALVING,
-        "interpret": Implementation("pallas_triton", partial(threshold_triton.threshold, interpret=True), _INTERPRETED),
-        "cuda": Implementation(
-            "pallas_triton",
-            threshold_triton.threshold,
-            "loops inside of a kernel, as long as each row takes, without asking the host",
-            _needs(AMPERE),
+        **_triton(
+            threshold_triton.threshold, "loops inside of a kernel, as long as each row takes, without asking the host"
         ),
         "tpu": _HALVING,
     },
