@@ -16,7 +16,7 @@ from convert.adapter.directory import CONFIG, weights_path
 from convert.adapter.initial import opened_initial
 from convert.adapter.layers import Layers, find_layers
 from convert.adapter.stack import Stacked, stack_layers
-from openlora_jax.adapters.artifact import Tensor, artifact_digest
+from openlora_jax.adapters.artifact import Tensor, Tensors, artifact_digest
 from openlora_jax.adapters.few_bits import Rounding, in_few_bits, kept_in_numbers
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.modules import module_shapes
@@ -95,12 +95,8 @@ def convert_adapter(
     )
     tensors = stacked.tensors
     if few_bits:
-        try:
-            manifest, tensors = in_few_bits(manifest, tensors, few_bits)
-        except ValueError as error:
-            raise BadCheckpoint(path, str(error)) from error
-        kept = kept_in_numbers(manifest, few_bits)
-        warnings += [f"{name} stays in {manifest.dtype}: {reason}" for name, reason in kept.items()]
+        manifest, tensors, kept = _rounded(path, manifest, tensors, few_bits)
+        warnings += kept
     report = {
         "source": str(source),
         "digest": artifact_digest(manifest, tensors),
@@ -114,6 +110,18 @@ def convert_adapter(
         "warnings": warnings,
     }
     return Conversion(manifest, tensors, report)
+
+
+def _rounded(
+    path: Path, manifest: Manifest, tensors: Tensors, few_bits: Rounding
+) -> tuple[Manifest, dict[str, Tensor], list[str]]:
+    """The adapter in few bits, and a warning for each factor that stays in numbers."""
+    try:
+        manifest, rounded = in_few_bits(manifest, tensors, few_bits)
+    except ValueError as error:
+        raise BadCheckpoint(path, str(error)) from error
+    kept = kept_in_numbers(manifest, few_bits)
+    return manifest, rounded, [f"{name} stays in {manifest.dtype}: {reason}" for name, reason in kept.items()]
 
 
 def _invocation(path: Path, config: AdapterConfig, base: BaseManifest) -> list[int] | None:
