@@ -87,7 +87,7 @@ class MemoryPlan:
             pages, blocks = kept.pages, kept.kv_blocks
         else:
             pages, blocks = _counts(engine, sizes, demand, observed, budget)
-            if not any(map(pages.get, SAVED)):  # then none is written either
+            if not demand.pages.keys().isdisjoint(SAVED) and not any(map(pages.get, SAVED)):  # then none is written
                 pages, blocks = _counts(engine, sizes, demand.without_saved, observed, budget)
             blocks = _reached(engine, model, blocks)
         pages = {pool: count for pool, count in pages.items() if count}
