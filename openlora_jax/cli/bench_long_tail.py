@@ -9,7 +9,16 @@ from rich.console import Console
 
 from openlora_jax.bench.long_tail.fleet import Fleet
 from openlora_jax.bench.long_tail.workloads import Coldstart, Oversubscribe
-from openlora_jax.cli.bench_options import BaseOption, CacheOption, JsonOption, MarkdownOption, listed, numbers, write
+from openlora_jax.cli.bench_options import (
+    BaseOption,
+    CacheOption,
+    JsonOption,
+    MarkdownOption,
+    PlotOption,
+    listed,
+    numbers,
+    write,
+)
 from openlora_jax.cli.generate import BackendOption
 
 if TYPE_CHECKING:
@@ -24,7 +33,6 @@ PagesOption = Annotated[int, typer.Option(min=1, help="Rank pages of each module
 PromptOption = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]
 NewOption = Annotated[int, typer.Option(min=2, help="Tokens generated for each.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of arrivals and prompts.")]
-PlotOption = Annotated[Path | None, typer.Option(help="Write PLOT.png and PLOT.svg; needs matplotlib.")]
 
 
 def coldstart(

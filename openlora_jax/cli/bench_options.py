@@ -21,8 +21,18 @@ def _checked(file: Path | None) -> Path | None:
     return file
 
 
+def _checked_stem(stem: Path | None) -> Path | None:
+    """The same for files that are named after it. Raises OSError."""
+    if stem:
+        check_output(f"{stem}.png")
+    return stem
+
+
 MarkdownOption = Annotated[Path | None, typer.Option(help="Write the tables here, in Markdown.", callback=_checked)]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write setup and samples here.", callback=_checked)]
+PlotOption = Annotated[
+    Path | None, typer.Option(help="Write PLOT.png and PLOT.svg; needs matplotlib.", callback=_checked_stem)
+]
 
 
 def numbers(option: str, text: str, least: int, most: int) -> tuple[int, ...]:

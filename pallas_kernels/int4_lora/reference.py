@@ -6,7 +6,7 @@ from jaxtyping import Float, Float16, Float32, UInt16
 
 from pallas_kernels.int4_lora.api import WORDS, Int4Pages, unpacked
 from pallas_kernels.layers import LayerIndex
-from pallas_kernels.lora.api import WorkList
+from pallas_kernels.lora.api import PagePair, WorkList
 from pallas_kernels.lora.reference import lora
 
 
@@ -19,8 +19,12 @@ def int4_lora(
     modules: tuple[int, ...],
 ) -> Float[Array, "T L O"]:
     """y[t] += sum over items n of tile t: scale[n] (x[t] A[layer, page[n]]^T) B[layer, page[n]]."""
-    wide = tuple((_numbers(p.a_words, p.a_scale), _numbers(p.b_words, p.b_scale)) for p in pools)
-    return lora(x, y, wide, layer, work, modules)
+    return lora(x, y, tuple(map(numbers, pools)), layer, work, modules)
+
+
+def numbers(pool: Int4Pages) -> PagePair:
+    """What the pages stand for, in float32."""
+    return _numbers(pool.a_words, pool.a_scale), _numbers(pool.b_words, pool.b_scale)
 
 
 def _numbers(words: UInt16[Array, "Y P R _"], scale: Float16[Array, "Y P R _"]) -> Float32[Array, "Y P R _"]:

@@ -56,7 +56,7 @@ def attention_case(workload: Workload, ops: Ops, cache: int, kind: str, kv_dtype
     )
 
 
-def kv_write_case(workload: Workload, ops: Ops, kind: str) -> Case:
+def kv_write_case(workload: Workload, ops: Ops, kind: str, kv_dtype: str) -> Case:
     """Each tile into a block of its own."""
     model, itemsize = workload.model, jnp.dtype(workload.dtype).itemsize
     tiles, tokens = workload.tiles(kind)
@@ -66,16 +66,17 @@ def kv_write_case(workload: Workload, ops: Ops, kind: str) -> Case:
     start = jnp.asarray(tokens * generator.integers(0, places, tiles), jnp.int32)
     k, v = (normal(seed, (tiles, tokens, model.num_kv_heads, model.head_dim), workload.dtype) for seed in (0, 1))
     layers = min(CALLS, model.num_layers)
+    written = tiles * tokens * model.num_kv_heads * kv_bytes(dtype=kv_dtype, width=model.head_dim)
     return Case(
-        op=f"kv_write {kind}",
+        op=f"kv_write {kind}" if kv_dtype == workload.dtype else f"kv_write {kind}, {kv_dtype}",
         operands=tuple((k, v, jnp.asarray(table), start) for table in blocks),
-        carry=_cache(workload, layers, 1 + blocks.size, workload.dtype),
+        carry=_cache(workload, layers, 1 + blocks.size, kv_dtype),
         calls=layers,
         over_layers=ops.over_layers,
         reference=_kv_write_step(kv_write_reference.kv_write),
         steps={ops.chosen["kv_write"].name: _kv_write_step(ops.kv_write)},
-        nbytes=2 * itemsize * (k.size + v.size),
-        footprint=itemsize * (k.size + v.size) * layers * PLACES,
+        nbytes=itemsize * (k.size + v.size) + written,
+        footprint=written * layers * PLACES,
         operations=0,
     )
 

@@ -33,7 +33,7 @@ def lora_cases(workload: Workload, ops: Ops, cache: int, kind: str, group: str) 
     pools = tuple(_pool(seed, (layers, pages), d_in, shape.d_out, workload) for seed, shape in enumerate(shapes))
     x = normal(100, (tiles, tokens, d_in), workload.dtype)
     y = normal(101, (tiles, tokens, d_out), workload.dtype)
-    for mix, lists, items, read in _mixes(workload, tiles, len(shapes)):
+    for mix, lists, items, read in popularities(workload, tiles, len(shapes)):
         yield Case(
             op=f"lora {kind}, {group}",
             mix=mix,
@@ -62,7 +62,7 @@ def head_lora_cases(workload: Workload, ops: Ops) -> Iterator[Case]:
     pools = (_pool(0, (1, pages), shape.d_in, shape.d_out, workload),)
     x = normal(100, (tiles, tokens, shape.d_in), workload.dtype)
     y = normal(101, (tiles, tokens, shape.d_out), workload.dtype)
-    for mix, lists, items, read in _mixes(workload, tiles, 1):
+    for mix, lists, items, read in popularities(workload, tiles, 1):
         yield Case(
             op="lora decode, lm_head",
             mix=mix,
@@ -91,7 +91,7 @@ def embedding_lora_cases(workload: Workload, ops: Ops) -> Iterator[Case]:
     y = normal(101, (tiles, tokens, shape.d_out), workload.dtype)
     generator = np.random.default_rng(1)
     ids = [jnp.asarray(generator.integers(0, shape.d_in, (tiles, tokens)), jnp.int32) for _ in range(CALLS)]
-    for mix, lists, items, read in _mixes(workload, tiles, 1):
+    for mix, lists, items, read in popularities(workload, tiles, 1):
         yield Case(
             op="embedding lora decode",
             mix=mix,
@@ -111,7 +111,7 @@ def embedding_lora_cases(workload: Workload, ops: Ops) -> Iterator[Case]:
         )
 
 
-class _Mix(NamedTuple):
+class Popularity(NamedTuple):
     """One popularity of adapters: the lists that calls take in turn, the items of each, and its distinct pages."""
 
     name: str
@@ -120,11 +120,12 @@ class _Mix(NamedTuple):
     read: int
 
 
-def _mixes(workload: Workload, tiles: int, modules: int) -> Iterator[_Mix]:
+def popularities(workload: Workload, tiles: int, modules: int) -> Iterator[Popularity]:
+    """Those of `MIXES`, for tiles of so many modules."""
     for name, adapters_of in MIXES.items():
         adapters = adapters_of(tiles)
         items, read = sum(map(workload.pages, adapters)), distinct_pages(workload, adapters)
-        yield _Mix(name, work_lists(workload, adapters, modules), items, read)
+        yield Popularity(name, work_lists(workload, adapters, modules), items, read)
 
 
 def _pool(seed: int, pages: tuple[int, int], d_in: int, d_out: int, workload: Workload) -> PagePair:

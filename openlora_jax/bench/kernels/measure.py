@@ -1,7 +1,4 @@
-"""Every implementation of an op: checked against the reference, then timed in turn with the others.
-
-All ops but adapters in int4, modules in the place of the base's, and writes to a KV cache in int8.
-"""
+"""Every implementation of an op: checked against the reference, then timed in turn with the others."""
 
 import functools
 import itertools
@@ -19,9 +16,11 @@ from openlora_jax.bench.kernels.affine_cases import affine_cases
 from openlora_jax.bench.kernels.attention_cases import attention_case, kv_write_case
 from openlora_jax.bench.kernels.case import Case, Step
 from openlora_jax.bench.kernels.devices import Peak
+from openlora_jax.bench.kernels.int4_lora_cases import int4_lora_cases
 from openlora_jax.bench.kernels.lora_cases import embedding_lora_cases, head_lora_cases, lora_cases
 from openlora_jax.bench.kernels.quantized_cases import FORMATS, quantized_linear_case
 from openlora_jax.bench.kernels.sampling_cases import threshold_case, top_k_case
+from openlora_jax.bench.kernels.saved_cases import saved_linear_case
 from openlora_jax.bench.kernels.workload import KINDS, MIXES, Workload
 from openlora_jax.bench.samples import Samples
 from openlora_jax.config import Dtype
@@ -79,8 +78,8 @@ class Result:
 
 def measure(workload: Workload, ops: Ops, peak: Peak, progress: Progress) -> list[Result]:
     """All cases, one after the other."""
-    of_mixes = len(KINDS) * (len(workload.groups) + 1) + 2
-    total = len(MIXES) * of_mixes + 3 * len(KINDS) + len(FORMATS) * len(workload.groups) + 2
+    of_mixes = len(KINDS) * (2 * len(workload.groups) + 1) + 2
+    total = len(MIXES) * of_mixes + 4 * len(KINDS) + len(FORMATS) * len(workload.groups) + 3
     done = itertools.count()
 
     def result(case: Case) -> Result:
@@ -105,6 +104,7 @@ def _cases(workload: Workload, ops: Ops, cache: int) -> Iterator[Case]:
     for kind in KINDS:
         for group in workload.groups:
             yield from lora_cases(workload, ops, cache, kind, group)
+            yield from int4_lora_cases(workload, ops, cache, kind, group)
     yield from head_lora_cases(workload, ops)
     yield from embedding_lora_cases(workload, ops)
     for kind in KINDS:
@@ -112,10 +112,11 @@ def _cases(workload: Workload, ops: Ops, cache: int) -> Iterator[Case]:
     for kind in KINDS:
         for kv_dtype in (workload.dtype, "int8"):
             yield attention_case(workload, ops, cache, kind, kv_dtype)
-        yield kv_write_case(workload, ops, kind)
+            yield kv_write_case(workload, ops, kind, kv_dtype)
     for group in workload.groups:
         for how in FORMATS:
             yield quantized_linear_case(workload, ops, cache, group, how)
+    yield saved_linear_case(workload, ops)
     yield top_k_case(workload, ops)
     yield threshold_case(workload, ops)
 

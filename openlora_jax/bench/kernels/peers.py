@@ -5,13 +5,17 @@ All accumulate in float32, and take products of float32 in full.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
 from pallas_kernels.affine.api import VectorPages
+from pallas_kernels.int4_lora.api import Int4Pages
+from pallas_kernels.int4_lora.reference import numbers
 from pallas_kernels.kv_cache import KvCache
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import PagePair, WorkList
+from pallas_kernels.saved.api import NONE, SavedPages, pages_of_tiles
 
 
 def gather_lora(
@@ -48,6 +52,22 @@ def one_hot_lora(
     return _joined(y, [added(pool, module) for pool, module in zip(pools, modules, strict=True)])
 
 
+def gather_int4_lora(
+    x: Float[Array, "T L I"],
+    y: Float[Array, "T L O"],
+    pools: tuple[Int4Pages, ...],
+    layer: LayerIndex,
+    work: WorkList,
+    modules: tuple[int, ...],
+) -> Float[Array, "T L O"]:
+    """The same with pages in 4 bits: those of all items become numbers in memory. The list must be full."""
+    page = jnp.asarray(work.page)
+    gathered = [[part[layer, page[module]][None] for part in pool] for pool, module in zip(pools, modules, strict=True)]
+    in_order = jnp.broadcast_to(jnp.arange(page.shape[1], dtype=page.dtype), page.shape)
+    pairs = tuple(numbers(Int4Pages(*parts)) for parts in gathered)
+    return gather_lora(x, y, pairs, np.asarray(0, np.int32), work._replace(page=in_order), modules)
+
+
 def gather_embedding_lora(
     tokens: Int[Array, "T L"], y: Float[Array, "T L O"], pool: PagePair, work: WorkList, module: int
 ) -> Float[Array, "T L O"]:
@@ -65,6 +85,16 @@ def one_hot_embedding_lora(
     a, b = pool
     columns = a[0][:, :, tokens].transpose(2, 3, 0, 1)
     return _joined(y, [_weighted(columns.astype(jnp.float32), b[0], work, module)])
+
+
+def every_saved_linear(
+    x: Float[Array, "T L D"], y: Float[Array, "T L V"], pool: SavedPages, work: WorkList, module: int
+) -> Float[Array, "T L V"]:
+    """Every tile times every matrix of the pool, of which it keeps its own."""
+    pages = pages_of_tiles(work, module)
+    of_all = _einsum("tld,pvd->tplv", x, pool[0])
+    own = jnp.take_along_axis(of_all, jnp.maximum(pages, 0)[:, None, None, None], axis=1)[:, 0]
+    return jnp.where((pages == NONE)[:, None, None], y, own.astype(y.dtype))
 
 
 def gather_affine(

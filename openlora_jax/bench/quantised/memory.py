@@ -42,14 +42,16 @@ def _held(process: int) -> int:
 
 
 def main() -> None:
-    """Loads a base model as an engine does; without one, only what that takes."""
+    """Loads a base model as an engine does; without one, only what that takes, JAX's compiler among it."""
     import jax
+    import jax.numpy as jnp
 
     from openlora_jax.model.checkpoint import BaseManifest
     from openlora_jax.model.parameters import Parameters
     from pallas_kernels.registry import resolve
 
     ops = resolve("auto")
+    jax.block_until_ready(jnp.stack([jnp.zeros(1)] * 2))
     for base in map(Path, sys.argv[1:]):
         manifest = BaseManifest.read(base)
         jax.block_until_ready(Parameters.read(base, manifest.config, manifest.dtype).arranged(ops.quantized_layers))

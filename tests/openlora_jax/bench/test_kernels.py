@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from openlora_jax.bench.kernels.case import Case
 from openlora_jax.bench.kernels.devices import Peak, listed, measured
 from openlora_jax.bench.kernels.measure import Outcome, Result
 from openlora_jax.bench.kernels.sampling_cases import threshold_case, top_k_case
+from openlora_jax.bench.kernels.saved_cases import saved_linear_case
 from openlora_jax.bench.kernels.work_lists import distinct_pages, pool_pages, work_lists
 from openlora_jax.bench.kernels.workload import MIXES, SHAPES, SMOLLM2_135M, Workload
 from openlora_jax.bench.samples import Samples
@@ -23,6 +25,7 @@ from openlora_jax.config import Dtype
 from openlora_jax.quantization.format import Quantization
 from pallas_kernels.lora import reference
 from pallas_kernels.registry import implementations
+from pallas_kernels.saved import reference as saved_reference
 
 TINY = replace(
     SMOLLM2_135M,
@@ -32,12 +35,14 @@ TINY = replace(
     num_layers=2,
     num_heads=6,
     num_kv_heads=2,
-    head_dim=8,
+    head_dim=32,
 )
 WORKLOAD = replace(Workload.default("cpu"), shape="tiny", rows=5, prefill=64, context=96, rounds=2)
 PEAK = Peak(source="data sheet", bandwidth=1e10, flops=1e11, cache=1)
 PEERS = {
     "lora": ["gather", "one-hot"],
+    "int4": ["gather", "dense"],
+    "saved": ["every head"],
     "embedding": ["gather", "one-hot"],
     "affine": ["gather"],
     "quantized": ["numbers first", "dense"],
@@ -63,7 +68,7 @@ def test_every_op_is_right_and_timed_beside_its_peers(monkeypatch: pytest.Monkey
     results = measure.measure(workload, ops, PEAK, lambda _, done, total: stages.append((done, total)))
     assert report.problems(results) == []
     assert stages == [(done, len(results)) for done in range(len(results))]
-    assert Counter(result.mix for result in results) == {"skewed": 6, "": 8 + len(quantized_cases.FORMATS)}
+    assert Counter(result.mix for result in results) == {"skewed": 8, "": 11 + len(quantized_cases.FORMATS)}
     for result in results:
         own, *others = result.outcomes
         assert own.name == ("by_rows" if result.op == "top_k" else "xla")
@@ -74,6 +79,13 @@ def test_every_op_is_right_and_timed_beside_its_peers(monkeypatch: pytest.Monkey
     assert table.row_count == len(results)
     assert {name for names in PEERS.values() for name in names} <= {column.header for column in table.columns}
     assert json.loads(json.dumps(report.as_json(results)))[0]["implementations"][0]["values_us"]
+
+
+def test_every_head_is_what_the_oracle_has() -> None:
+    case = saved_linear_case(WORKLOAD, implementations("cpu"))
+    x, pool, work = case.operands[0]
+    want = saved_reference.saved_linear(x, case.carry, pool, work, 0)
+    chex.assert_trees_all_close(case.reference(case.operands[0], np.asarray(0, np.int32), case.carry), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", quantized_cases.FORMATS, ids=str)

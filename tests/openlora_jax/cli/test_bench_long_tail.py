@@ -134,3 +134,10 @@ def test_a_pool_that_cannot_hold_every_rank_is_one_line_and_status_2(openlora: R
     ended = openlora("bench", "oversubscribe", "--base", tiny_base, "--pages", 4)
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
     assert "4 do not hold an adapter of each rank, which take 8" in ended.err
+
+
+@pytest.mark.parametrize("command", ["coldstart", "oversubscribe"])
+def test_a_plot_that_cannot_be_written_is_refused_at_once(openlora: RunCli, tmp_path: Path, command: str) -> None:
+    ended = openlora("bench", command, "--base", tmp_path / "none", "--plot", tmp_path / "missing" / "plot")
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.endswith("missing/plot.png: its folder does not exist\n")
