@@ -18,11 +18,16 @@ GREEDY = SamplingParams(max_tokens=COUNT, ignore_eos=True, logprobs=1)
 
 
 @pytest.fixture(scope="module")
-def llm(house: House) -> LLM:
+def furnished(house: House) -> House:
     for case in ENSEMBLES.values():
         for name in {name for mix in case.members for name in mix}:
             house.install(name, adapter_directory(name), BASE)
-    return house.llm(BASE)
+    return house
+
+
+@pytest.fixture(scope="module")
+def llm(furnished: House) -> LLM:
+    return furnished.llm(BASE)
 
 
 def targets() -> dict[str, Target]:
@@ -64,9 +69,9 @@ def test_other_weights_and_the_other_method_are_noticed(llm: LLM, goldens: Golde
 
 
 @pytest.mark.slow
-def test_deterministic(house: House, goldens: Goldens) -> None:
+def test_deterministic(furnished: House, goldens: Goldens) -> None:
     asked = [(row.prompt_ids, target) for row in goldens.rows for target in targets().values()]
-    base, store = house.paths(BASE)
+    base, store = furnished.paths(BASE)
     with LLM(base, store, config=EngineConfig.of(CONFIG.model_dump() | {"deterministic": True})) as llm:
         answers = llm.generate([prompt for prompt, _ in asked], GREEDY, [target for _, target in asked])
         [alone] = llm.generate([asked[-1][0]], GREEDY, asked[-1][1])
