@@ -83,7 +83,8 @@ async def test_folders_of_the_server_stay_in_its_log(
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await stub.Generate(generate())
     assert failure.value.details() == told
-    [line] = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
+    await until(lambda: bool(lines(caplog)))
+    [line] = lines(caplog)
     assert f"error={str(error)!r}" in line
     assert "srv" not in str(failure.value.trailing_metadata())
 
