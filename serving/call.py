@@ -11,15 +11,21 @@ import functools
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Never, Protocol, TypeAlias, TypeVar
 
 import grpc
 
-from openlora_jax.errors import EngineStopped, OpenLoraError, Overloaded
+from openlora_jax.errors import EngineStopped, InvalidRequest, OpenLoraError, Overloaded
 from serving import status
 from serving.engine import LLM
 from serving.metrics import Metrics
+
+QUICK = frozenset({"ListAdapters", "GetAdapter", "UnloadAdapter", "PinAdapter", "ServerInfo"})
+"""The calls that wait for nothing: an operator's, which full load must not keep out."""
+MAX_QUICK = 64
+"""Of these at once."""
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +95,8 @@ class Call:
 class Gate:
     """Lets calls in between `open` and `close`, and knows when the last one has left. For one event loop.
 
-    No more calls are in at once, over all connections, than the engine runs and lets wait: further ones are refused
-    before they cost anything.
+    No more calls are in at once, over all connections, than the engine runs and lets wait, and `MAX_QUICK` quick ones
+    beside them: further ones are refused before they cost anything.
 
     Args:
         metrics: of the server.
@@ -102,7 +108,7 @@ class Gate:
         self._stall = stall
         self._llm: LLM | None = None
         self._refusal = "it is starting"
-        self._live = 0
+        self._live: Counter[bool] = Counter()  # quick or not -> the calls that are in
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -126,18 +132,17 @@ class Gate:
         """Runs a handler and returns its response, or ends the call with the status of its error."""
         if self._llm is None:
             await self._refuse(method, context, EngineStopped(self._refusal))
-        most = self._llm.config.max_queue + self._llm.config.max_rows
-        if self._live >= most:
+        quick = method in QUICK
+        most = MAX_QUICK if quick else self._llm.config.max_queue + self._llm.config.max_rows
+        if self._live[quick] >= most:
             await self._refuse(method, context, Overloaded("calls in progress", most))
         call = Call(context, self._llm, self._metrics, self._stall)
-        with self._counted(), call.logged(method):
+        with self._counted(quick), call.logged(method):
             try:
                 return await handler(call)
             except OpenLoraError as error:
-                failure = status.to_status(error)
-                if failure.code in status.ABOUT_FILES:
-                    call.facts["error"] = str(error)
-                return await call.fail(failure)
+                call.facts["error"] = _reason(error)
+                return await call.fail(status.to_status(error))
             except Exception:  # ours, not the caller's: its text stays in the log
                 log.exception("%s %s failed", method, call.id)
                 return await call.fail(status.internal(call.id))
@@ -148,15 +153,20 @@ class Gate:
         await context.abort_with_status(refusal)
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._live += 1
+    def _counted(self, quick: bool) -> Iterator[None]:
+        self._live[quick] += 1
         self._empty.clear()
         try:
             yield
         finally:
-            self._live -= 1
-            if not self._live:
+            self._live[quick] -= 1
+            if not self._live.total():
                 self._empty.set()
+
+
+def _reason(error: OpenLoraError) -> str:
+    """What the log says of an error. Of messages the field alone: a chat template refuses them in words of its own."""
+    return error.field if isinstance(error, InvalidRequest) and error.field == "messages" else str(error)
 
 
 class Gated(Protocol):

@@ -1,14 +1,18 @@
 """The registered adapters and where each of them is: the store's names joined with the residency in memory."""
 
+import threading
 from collections.abc import Mapping
+from functools import lru_cache
 
 from openlora_jax.adapters.registry import Names
 from openlora_jax.errors import BadCheckpoint, InvalidRequest
-from serving.engine import LLM, AdapterStatus
+from serving.engine import LLM, AdapterStatus, Store
 from serving.proto import openlora_pb2 as pb
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+MAX_SIZES = 1 << 14
+"""Adapters whose sizes are remembered, at most."""
 
 STATES: Mapping[str, pb.AdapterState] = {
     "absent": pb.ADAPTER_STATE_DISK,
@@ -20,87 +24,89 @@ STATES: Mapping[str, pb.AdapterState] = {
 """What the adapter cache calls a state -> what the wire calls it; one that it does not know is on disk."""
 
 
-def page(llm: LLM, size: int, token: str, in_memory_only: bool = False) -> pb.ListAdaptersResponse:
-    """The next `size` adapters after the name `token`, by name. A page token is the last name of its page.
+class Catalog:
+    """Every method raises UnknownAdapter for a name that is none; of a mix, what is asked is done to each member.
 
-    Raises:
-        InvalidRequest: a size out of range.
+    The size of what a digest names never changes, so a manifest is read once; damage that comes later shows in loads.
     """
-    if not 0 <= size <= MAX_PAGE_SIZE:
-        raise InvalidRequest("page_size", f"is {size}; give 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
-    names, in_memory = llm.store.names(), _in_memory(llm)
-    if in_memory_only:
-        listed = [name for name, entry in names.adapters.items() if entry.digest in in_memory]
-    else:
-        listed = [*names.adapters, *names.mixes]
-    following = sorted(name for name in listed if name > token)
-    shown = following[: size or DEFAULT_PAGE_SIZE]
-    return pb.ListAdaptersResponse(
-        adapters=[_adapter(llm, name, names, in_memory) for name in shown],
-        next_page_token=shown[-1] if len(shown) < len(following) else "",
-        total=len(listed),
-    )
 
+    def __init__(self) -> None:
+        self._size = lru_cache(MAX_SIZES)(_size)
 
-def get(llm: LLM, name: str) -> pb.Adapter:
-    """Raises UnknownAdapter, as do the functions below, which do to each member of a mix what is asked of it."""
-    return _adapter(llm, name, llm.store.names(), _in_memory(llm))
+    def page(self, llm: LLM, size: int, token: str, in_memory_only: bool = False) -> pb.ListAdaptersResponse:
+        """The next `size` adapters after the name `token`, by name. A page token is the last name of its page.
 
+        Raises:
+            InvalidRequest: a size out of range.
+        """
+        if not 0 <= size <= MAX_PAGE_SIZE:
+            raise InvalidRequest("page_size", f"is {size}; give 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
+        names, in_memory = llm.store.names(), _in_memory(llm)
+        if in_memory_only:
+            listed = [name for name, entry in names.adapters.items() if entry.digest in in_memory]
+        else:
+            listed = [*names.adapters, *names.mixes]
+        following = sorted(name for name in listed if name > token)
+        shown = following[: size or DEFAULT_PAGE_SIZE]
+        return pb.ListAdaptersResponse(
+            adapters=[self._adapter(llm, name, names, in_memory) for name in shown],
+            next_page_token=shown[-1] if len(shown) < len(following) else "",
+            total=len(listed),
+        )
 
-def load(llm: LLM, name: str) -> pb.Adapter:
-    for member in llm.store.members(name):
-        llm.adapters.load(member.adapter, member.digest)
-    return get(llm, name)
+    def get(self, llm: LLM, name: str) -> pb.Adapter:
+        return self._adapter(llm, name, llm.store.names(), _in_memory(llm))
 
+    def load(self, llm: LLM, name: str, given_up: threading.Event) -> pb.Adapter:
+        """Raises CancelledError soon after it was given up."""
+        for member in llm.store.members(name):
+            llm.adapters.load(member.adapter, member.digest, given_up)
+        return self.get(llm, name)
 
-def unload(llm: LLM, name: str) -> pb.Adapter:
-    for member in llm.store.members(name):
-        llm.adapters.unload(member.digest)
-    return get(llm, name)
+    def unload(self, llm: LLM, name: str) -> pb.Adapter:
+        for member in llm.store.members(name):
+            llm.adapters.unload(member.digest)
+        return self.get(llm, name)
 
+    def pin(self, llm: LLM, name: str, pinned: bool) -> pb.Adapter:
+        for member in llm.store.members(name):
+            llm.adapters.pin(member.adapter, pinned)
+        return self.get(llm, name)
 
-def pin(llm: LLM, name: str) -> pb.Adapter:
-    return _pin(llm, name, True)
-
-
-def unpin(llm: LLM, name: str) -> pb.Adapter:
-    return _pin(llm, name, False)
-
-
-def _pin(llm: LLM, name: str, pinned: bool) -> pb.Adapter:
-    for member in llm.store.members(name):
-        llm.adapters.pin(member.adapter, pinned)
-    return get(llm, name)
+    def _adapter(self, llm: LLM, name: str, names: Names, in_memory: Mapping[str, AdapterStatus]) -> pb.Adapter:
+        if mix := names.mixes.get(name):
+            items = [pb.MixItem(adapter=member, weight=weight) for member, weight in mix.weights.items()]
+            return pb.Adapter(name=name, mix=pb.Mix(items=items))
+        digest = names.digest(name)
+        adapter = pb.Adapter(name=name, digest=digest, state=pb.ADAPTER_STATE_DISK)
+        if status := in_memory.get(digest):
+            adapter.state, adapter.requests, adapter.pinned = STATES[status.state], status.requests, status.pinned
+            adapter.host_bytes = status.host_bytes
+        counters = llm.adapters.counters
+        if use := counters.use(digest):
+            adapter.lookups, adapter.hits, adapter.idle_seconds = use.requests, use.hits, counters.since(use)
+            if use.load_seconds is not None:
+                adapter.load_seconds = use.load_seconds
+        remote, size = llm.store.is_remote(digest), None
+        if not remote:
+            try:
+                size = self._size(llm.store, digest)
+            except (BadCheckpoint, OSError):  # one that cannot be read hides no other from a listing
+                remote = llm.store.is_remote(digest)  # what was fetched may have left the disk just now
+        if size:
+            adapter.rank, adapter.pages = size
+        elif not remote:
+            adapter.state = pb.ADAPTER_STATE_DAMAGED
+        elif adapter.state == pb.ADAPTER_STATE_DISK:
+            adapter.state = pb.ADAPTER_STATE_REMOTE
+        return adapter
 
 
 def _in_memory(llm: LLM) -> Mapping[str, AdapterStatus]:
     return {status.digest: status for status in llm.adapters.status()}
 
 
-def _adapter(llm: LLM, name: str, names: Names, in_memory: Mapping[str, AdapterStatus]) -> pb.Adapter:
-    if mix := names.mixes.get(name):
-        items = [pb.MixItem(adapter=member, weight=weight) for member, weight in mix.weights.items()]
-        return pb.Adapter(name=name, mix=pb.Mix(items=items))
-    digest = names.digest(name)
-    adapter = pb.Adapter(name=name, digest=digest, state=pb.ADAPTER_STATE_DISK)
-    if status := in_memory.get(digest):
-        adapter.state, adapter.requests, adapter.pinned = STATES[status.state], status.requests, status.pinned
-        adapter.host_bytes = status.host_bytes
-    if use := llm.adapters.counters.use(digest):
-        adapter.lookups, adapter.hits, adapter.idle_seconds = use.requests, use.hits, llm.adapters.counters.since(use)
-        if use.load_seconds is not None:
-            adapter.load_seconds = use.load_seconds
-    remote, manifest = llm.store.is_remote(digest), None
-    if not remote:
-        try:
-            manifest = llm.store.manifest(digest)
-        except (BadCheckpoint, OSError):  # one that cannot be read hides no other from a listing
-            remote = llm.store.is_remote(digest)  # what was fetched may have left the disk just now
-    if manifest:
-        adapter.rank = max((module.rank for module in manifest.modules.values()), default=0)
-        adapter.pages = sum(manifest.pages.values())
-    elif not remote:
-        adapter.state = pb.ADAPTER_STATE_DAMAGED
-    elif adapter.state == pb.ADAPTER_STATE_DISK:
-        adapter.state = pb.ADAPTER_STATE_REMOTE
-    return adapter
+def _size(store: Store, digest: str) -> tuple[int, int]:
+    """An adapter's largest rank, and its pages. Raises BadCheckpoint, OSError."""
+    manifest = store.manifest(digest)
+    return max((module.rank for module in manifest.modules.values()), default=0), sum(manifest.pages.values())

@@ -1,5 +1,6 @@
 """What the server needs of the library, and nothing more; `openlora_jax.llm.LLM` has it."""
 
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol
@@ -37,6 +38,8 @@ class Engine(Protocol):
 
 class Store(Protocol):
     """The registered adapters on disk."""
+
+    def __hash__(self) -> int: ...
 
     def members(self, name: str) -> Sequence[Member]:
         """The adapters that a name stands for, or raises UnknownAdapter."""
@@ -77,8 +80,8 @@ class AdapterCache(Protocol):
 
     def status(self) -> Sequence[AdapterStatus]: ...
 
-    def load(self, name: str, digest: str) -> None:
-        """Waits until the adapter is in host memory, or raises AdapterUnavailable."""
+    def load(self, name: str, digest: str, given_up: threading.Event) -> None:
+        """Waits until the adapter is in host memory; raises AdapterUnavailable, or CancelledError if given up."""
 
     def unload(self, digest: str) -> None: ...
 

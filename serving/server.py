@@ -68,7 +68,7 @@ class Server:
         )
 
     async def start(self) -> str:
-        """Binds and answers: alive, but NOT_SERVING. Returns the address, with the port that 0 became.
+        """Binds and answers, but NOT_SERVING. Returns the address, with the port that 0 became.
 
         Raises:
             InvalidConfig: the address cannot be bound.
@@ -80,7 +80,7 @@ class Server:
             await self._server.stop(None)
             problem = f"{self._host}:{self._port} cannot be bound; is another server running there?"
             raise InvalidConfig("listen", problem) from error
-        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         return f"{self._host}:{bound}"
 
@@ -88,17 +88,22 @@ class Server:
         """Begins to serve."""
         self.metrics.observe(llm)
         self._gate.open(llm)
-        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        await self._say(health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self, grace: float) -> bool:
         """Refuses new calls and waits for the others; whether all ended within `grace` seconds."""
-        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._gate.close()
         return await self._gate.drained(grace)
 
     async def stop(self) -> None:
         """Closes the port; what is still running is cancelled after a moment."""
         await self._server.stop(LAST_WORDS_SECONDS)
+
+    async def _say(self, status: int) -> None:
+        """To health probes, those that name the service and those that name none."""
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
 
 
 async def serve(

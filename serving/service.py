@@ -6,18 +6,21 @@ looks at the registry file, which is read again only where it has grown.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from openlora_jax import __version__
 from openlora_jax.engine.request import Delta, Finished, GenerateRequest, Scored, ScoreRequest
 from openlora_jax.errors import Overloaded
 from openlora_jax.inputs import Tokenizer
-from serving import catalog, requests, responses
+from serving import requests, responses
 from serving.call import Call, Gate, rpc
+from serving.catalog import Catalog
 from serving.engine import LLM, EventStream
 from serving.proto import openlora_pb2 as pb
 
@@ -45,6 +48,7 @@ class OpenLoraService:
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
+        self._catalog = Catalog()
         self._loads = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load")  # not to hold up the tokenising
 
     @rpc
@@ -85,24 +89,30 @@ class OpenLoraService:
 
     @rpc
     async def ListAdapters(self, request: pb.ListAdaptersRequest, call: Call) -> pb.ListAdaptersResponse:
-        return await asyncio.to_thread(catalog.page, call.llm, request.page_size, request.page_token, request.in_memory)
+        return await asyncio.to_thread(
+            self._catalog.page, call.llm, request.page_size, request.page_token, request.in_memory
+        )
 
     @rpc
     async def GetAdapter(self, request: pb.GetAdapterRequest, call: Call) -> pb.Adapter:
-        return await _adapter(request.name, call, catalog.get)
+        return await _adapter(request.name, call, self._catalog.get)
 
     @rpc
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, call: Call) -> pb.Adapter:
-        return await _adapter(request.name, call, catalog.load, self._loads)
+        given_up = threading.Event()  # by a client that cancels, or whose deadline passes: no thread waits on for it
+        try:
+            return await _adapter(request.name, call, partial(self._catalog.load, given_up=given_up), self._loads)
+        finally:
+            given_up.set()
 
     @rpc
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, call: Call) -> pb.Adapter:
-        return await _adapter(request.name, call, catalog.unload)
+        return await _adapter(request.name, call, self._catalog.unload)
 
     @rpc
     async def PinAdapter(self, request: pb.PinAdapterRequest, call: Call) -> pb.Adapter:
-        release = request.HasField("pinned") and not request.pinned
-        return await _adapter(request.name, call, catalog.unpin if release else catalog.pin)
+        pinned = request.pinned or not request.HasField("pinned")
+        return await _adapter(request.name, call, partial(self._catalog.pin, pinned=pinned))
 
     @rpc
     async def ServerInfo(self, request: pb.ServerInfoRequest, call: Call) -> pb.ServerInfoResponse:

@@ -87,9 +87,10 @@ class Artifacts:
         shutil.rmtree(old, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Deletes what killed processes left behind."""
+        """Deletes what killed processes left behind: directories; a file such as `.DS_Store` is none of theirs."""
         for leftover in self.path.glob(".*"):
-            shutil.rmtree(leftover)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
 
 
 def _check_digest(folder: Path, digest: str, artifact: Artifact) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from itertools import count, takewhile
 from math import inf
@@ -31,7 +32,7 @@ from openlora_jax.adapters.residency import Residence, Residency
 from openlora_jax.errors import AdapterUnreachable
 
 LOOK = 0.1
-"""Seconds between looks, of those who wait for an adapter, at whether its read hangs."""
+"""Seconds between looks, of those who wait for an adapter, at whether its read hangs and whether it was given up."""
 
 
 class AdapterCache:
@@ -204,19 +205,22 @@ class AdapterCache:
                     self._drop(lease.digest)
             self._begin_reads()
 
-    def load(self, name: str, digest: str) -> None:
+    def load(self, name: str, digest: str, given_up: threading.Event | None = None) -> None:
         """Brings an adapter into host memory and waits for it, also one whose last load failed just before.
 
-        Not for the engine thread.
+        Not for the engine thread. Who does not want it any more sets `given_up`.
 
         Raises:
             AdapterUnavailable: it cannot be loaded.
+            CancelledError: it was given up.
         """
         with self._lock:
             self._quarantine.forget(digest)
         [lease] = self.acquire((name, digest))
         try:
-            lease.wait()
+            while not lease.wait(LOOK):
+                if given_up and given_up.is_set():
+                    raise CancelledError
             if lease.error:
                 raise lease.error
         finally:

@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +113,17 @@ class Registry:
             self._refresh()
             return self._current
 
-    def retired(self) -> set[str]:
-        """The digests that once had a name and have none now."""
-        current = self.registrations()
-        return self._seen - {registration.digest for registration in current.values()}
+    def retired(self, age: timedelta) -> set[str]:
+        """The digests that once had a name, and have had none for that long."""
+        named = {registration.digest for registration in self.registrations().values()}
+        latest = _time(datetime.now(UTC) - age)
+        return {digest for digest, time in self._seen.items() if digest not in named and time <= latest}
 
     def append(self, changes: Mapping[str, Change]) -> None:
         """Registers names, or removes those that stand for nothing now, durably, all in one write."""
         if not changes:
             return
-        time = datetime.now(UTC).isoformat(timespec="seconds")
+        time = _time(datetime.now(UTC))
         lines = [json.dumps(_entry(name, change, time)) + "\n" for name, change in changes.items()]
         with open(self._path, "ab") as file:
             self.names()
@@ -135,7 +136,7 @@ class Registry:
         self._version: tuple[int, int, int] | None = None
         self._offset = self._lines = 0
         self._current = Names()
-        self._seen = set[str]()
+        self._seen = dict[str, str]()  # digest -> time of the last line that gave it a name, or took one from it
 
     def _refresh(self) -> None:
         """Reads what was appended since the last time; the whole file if it is another one."""
@@ -162,15 +163,16 @@ class Registry:
         adapters, mixes = dict(self._current.adapters), dict(self._current.mixes)
         for number, line in enumerate(lines, self._lines + 1):
             try:
-                name, now = _parse(line)
-            except (ValueError, TypeError, KeyError, InvalidRequest) as error:
+                name, now, time = _parse(line)
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError, InvalidRequest) as error:
                 way_out = "take it out or restore the file, then look at `openlora adapters list`"
                 raise BadCheckpoint(self._path, f"line {number} is no registration; {way_out}") from error
-            adapters.pop(name, None)
+            if before := adapters.pop(name, None):
+                self._seen[before.digest] = time
             mixes.pop(name, None)
             if isinstance(now, Registration):
                 adapters[name] = now
-                self._seen.add(now.digest)
+                self._seen[now.digest] = time
             elif now is not None:
                 mixes[name] = now
         self._lines += len(lines)
@@ -183,16 +185,22 @@ def _entry(name: str, change: Change, time: str) -> dict[str, Any]:
     return {"name": name, "digest": change, "time": time}
 
 
-def _parse(line: bytes) -> tuple[str, Registration | NamedMix | None]:
+def _time(moment: datetime) -> str:
+    """As lines have it; the earlier is the smaller."""
+    return moment.isoformat(timespec="seconds")
+
+
+def _parse(line: bytes) -> tuple[str, Registration | NamedMix | None, str]:
+    """A name, what it stands for from then on, and when that was."""
     entry = json.loads(line)
     name, digest, time = entry["name"], entry["digest"], entry["time"]
     if not NAME.fullmatch(name) or not isinstance(time, str):
         raise ValueError(line)
     if digest is None:
-        return name, NamedMix(_weights(entry["mix"]), time) if "mix" in entry else None
+        return name, NamedMix(_weights(entry["mix"]), time) if "mix" in entry else None, time
     if not DIGEST.fullmatch(digest):
         raise ValueError(line)
-    return name, Registration(digest, time)
+    return name, Registration(digest, time), time
 
 
 def _weights(mix: Any) -> dict[str, float]:

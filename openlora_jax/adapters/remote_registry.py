@@ -24,18 +24,20 @@ class RemoteRegistry:
         """Reads the remote registry, and follows it.
 
         Raises:
-            InvalidConfig: there is none, or a damaged one.
+            InvalidConfig: there is none, or a damaged one; while the other side is away, its copy here is.
             CannotInstall: this disk is full or not writable.
         """
         self._remote = remote
         self._path = path
-        self._registry = Registry(path)
+        self._names = Names()
         self._version: Mapping[str, str] | None = None
         self._digest = b""
         self._away = False
         self._closing = threading.Event()
         try:
             self.refresh()
+            if self._away:
+                self._names = Registry(path).names()
         except BadCheckpoint as error:
             raise InvalidConfig("remote", str(error)) from error
         except OSError as error:
@@ -43,8 +45,8 @@ class RemoteRegistry:
         threading.Thread(target=self._follow, name="remote-registry", daemon=True).start()
 
     def names(self) -> Names:
-        """Every name; the same object until one changes."""
-        return self._registry.names()
+        """Every name, at once; the same object until one changes."""
+        return self._names
 
     def refresh(self) -> None:
         """Looks now; that the other side is away is logged when it begins and when it ends.
@@ -90,6 +92,6 @@ class RemoteRegistry:
         """The new one is read whole before it takes the old one's place."""
         candidate = self._path.with_name(f".{self._path.name}")
         candidate.write_bytes(text)
-        Registry(candidate).names()
+        names = Registry(candidate).names()
         os.replace(candidate, self._path)
-        self._registry.names()  # now, since the next file may get the inode of this one's predecessor
+        self._names = names

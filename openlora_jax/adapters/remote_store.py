@@ -4,8 +4,9 @@ STORE/fetched/registry.jsonl        the remote names, as they were last seen
 STORE/fetched/artifacts/<digest>/   see `DiskCache`
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
-from functools import lru_cache
 
 from openlora_jax.adapters.artifact import Tensor
 from openlora_jax.adapters.counters import Counters
@@ -19,7 +20,7 @@ from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.errors import BadCheckpoint
 
 MAX_MANIFESTS = 16
-"""Of adapters that are not here, kept in memory with their texts, of a MiB at most: those that are on their way."""
+"""Of adapters that are not here, kept in memory with their texts, of a MiB at most, for the reads that follow."""
 
 
 class RemoteStore:
@@ -53,7 +54,8 @@ class RemoteStore:
             self._fetched.close()
             raise
         self._merged = (Names(), Names(), Names())
-        self._remote_manifest = lru_cache(MAX_MANIFESTS)(self._remote.manifest)
+        self._lock = threading.Lock()
+        self._arriving: OrderedDict[str, tuple[Manifest, bytes]] = OrderedDict()
 
     def resolve(self, name: str) -> str:
         """The digest that `name` stands for, here or else there. Raises UnknownAdapter, InvalidRequest for a mix."""
@@ -80,7 +82,7 @@ class RemoteStore:
         return not self.local.holds(digest) and not self._fetched.holds(digest)
 
     def manifest(self, digest: str) -> Manifest:
-        """What the artifact holds; asks the other side only for what is not here.
+        """What the artifact holds; asks the other side only for what is not here, or damaged, and then every time.
 
         Raises:
             BadCheckpoint: the artifact is damaged, or nowhere.
@@ -88,9 +90,18 @@ class RemoteStore:
         """
         if self.local.holds(digest):
             return self.local.manifest(digest)
-        if self._fetched.holds(digest):
-            return self._fetched.manifest(digest)
-        return self._remote_manifest(digest)[0]
+        with self._fetched.using(digest):
+            if self._fetched.holds(digest):
+                try:
+                    return self._fetched.manifest(digest)
+                except BadCheckpoint:  # it was whole when it came
+                    self._fetched.drop(digest)
+        found = self._remote.manifest(digest)
+        with self._lock:
+            self._arriving[digest] = found
+            if len(self._arriving) > MAX_MANIFESTS:
+                self._arriving.popitem(last=False)
+        return found[0]
 
     def read(self, digest: str) -> tuple[Manifest, dict[str, Tensor]]:
         """The whole artifact, in host memory, and in truth what its digest names.
@@ -120,11 +131,9 @@ class RemoteStore:
 
     def _fetch(self, digest: str) -> None:
         with self._counters.load(digest, "remote") as load:
-            try:
-                manifest, text = self._remote_manifest(digest)
-                self._fetched.add(digest, manifest, lambda folder: self._remote.fetch(digest, manifest, text, folder))
-            except BadCheckpoint:
-                self._remote_manifest.cache_clear()  # it may be put right there
-                raise
+            with self._lock:
+                arriving = self._arriving.pop(digest, None)
+            manifest, text = arriving or self._remote.manifest(digest)
+            self._fetched.add(digest, manifest, lambda folder: self._remote.fetch(digest, manifest, text, folder))
             load.lap("fetch")
             load.nbytes = manifest.nbytes

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from openlora_jax.adapters.artifact import Tensor, Tensors, artifact_digest, write_artifact
@@ -26,12 +27,15 @@ from openlora_jax.errors import (
     UnknownAdapter,
 )
 
+KEPT = timedelta(minutes=10)
+"""How long an artifact outlives its last name: a request that was admitted with it may have to read it once more."""
+
 
 class AdapterStore:
     """A directory of adapters. Any number of processes may read and change it at once.
 
-    An artifact is deleted when its last name is removed. One whose last name was replaced outlives the replacement, for
-    requests already admitted with it, and goes with the next change to the store.
+    An artifact whose last name was removed or replaced is kept for requests already admitted with it. It goes with the
+    first change to the store that is `KEPT` later, or at once where there is no room on the disk for another.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -106,7 +110,7 @@ class AdapterStore:
         check_name(name)
         digest = artifact_digest(manifest, tensors)
         with self.changing():
-            self._sweep()
+            self._sweep(KEPT)
             self._check_free({name: digest}, replace)
             self._place(digest, manifest, tensors)
             self._register({name: digest})
@@ -150,7 +154,7 @@ class AdapterStore:
                 self._registry.append({name: weights})
 
     def remove(self, name: str) -> None:
-        """Removes a name, and its artifact if no other name stands for it.
+        """Removes a name. An artifact that no other name stands for goes later, see above.
 
         Raises:
             UnknownAdapter: nothing has that name.
@@ -162,7 +166,7 @@ class AdapterStore:
                 raise UnknownAdapter(name)
             self._check_no_member(name)
             self._registry.append({name: None})
-            self._sweep()
+            self._sweep(KEPT)
 
     def verify(self) -> dict[str, OpenLoraError | None]:
         """Recomputes the digest of every registered artifact: digest -> what is wrong with it, or None."""
@@ -222,14 +226,16 @@ class AdapterStore:
             if self._artifacts.damage(digest) is None:
                 return
             self._artifacts.delete(digest)
+        if shutil.disk_usage(self.path).free < manifest.nbytes:
+            self._sweep(timedelta())
         free = shutil.disk_usage(self.path).free
         if free < manifest.nbytes:
             raise CannotInstall(self.path, f"the adapter needs {manifest.nbytes:,} bytes, {free:,} are free")
         self._artifacts.add(digest, lambda folder: write_artifact(folder, manifest, tensors))
 
-    def _sweep(self) -> None:
-        """Deletes what killed writers left behind, and artifacts that lost their last name."""
+    def _sweep(self, age: timedelta) -> None:
+        """Deletes what killed writers left behind, and artifacts that have had no name for that long."""
         self._artifacts.sweep()
-        for digest in self._registry.retired():
+        for digest in self._registry.retired(age):
             if self.holds(digest):
                 self._artifacts.delete(digest)

@@ -105,7 +105,10 @@ def mix(
 
 @app.command()
 def remove(name: NameArgument, store: StoreOption) -> None:
-    """Removes a name, and the adapter's files if no other name stands for them. Members of a mix stay until it goes."""
+    """Removes a name; members of a mix stay until it goes.
+
+    The files of an adapter that has no other name go with the first change to the store ten minutes later.
+    """
     _open(store).remove(name)
     typer.echo(f"removed {name}")
 

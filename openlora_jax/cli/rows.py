@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TextIO, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from openlora_jax.cli.progress import progress_bar
 from openlora_jax.engine.request import Scored, TokenLogprobs
@@ -74,7 +74,8 @@ def write_lines(
         for line in bar.track(lines, description="rows"):
             with located(line.where):
                 result = next(upcoming)
-            file.write(json.dumps(line_of(line.row, result), ensure_ascii=False) + "\n")
+            text = json.dumps(line_of(line.row, result), ensure_ascii=False) + "\n"
+            file.write(text.encode(errors="backslashreplace"))  # half a surrogate pair, as JSON has it
             file.flush()
 
 
@@ -129,9 +130,9 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _created(path: str) -> Iterator[TextIO]:
+def _created(path: str) -> Iterator[BinaryIO]:
     if path == STANDARD:
-        yield sys.stdout
+        yield sys.stdout.buffer
     else:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(path, "wb") as file:
             yield file

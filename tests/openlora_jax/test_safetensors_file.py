@@ -101,6 +101,15 @@ def test_all_problems_are_told_up_to_a_limit(tmp_path: Path) -> None:
     assert str(caught.value).endswith("; and 10 more")
 
 
+def test_a_file_that_is_swapped_stays_the_one_that_was_checked(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "x")
+    (tmp_path / "other").write_bytes(b"")
+    with SafetensorsFile(tmp_path / "x") as file:
+        (tmp_path / "other").replace(tmp_path / "x")
+        for name, expected in TENSORS.items():
+            np.testing.assert_array_equal(file.read(name), expected)
+
+
 def test_a_file_that_shrinks_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "x"
     save_file(TENSORS, path)

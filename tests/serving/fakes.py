@@ -12,7 +12,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -102,10 +102,12 @@ class FakeStatus:
 
 @dataclass
 class FakeCache:
-    """Three of ten pages are free, 700 of 1,000 bytes taken."""
+    """Three of ten pages are free, 700 of 1,000 bytes taken. The load of `stalled` ends when it is given up."""
 
     known: dict[str, FakeStatus] = field(default_factory=dict)
     broken: str = ""
+    stalled: str = ""
+    loading: int = 0
     counters: Counters = field(default_factory=Counters)
 
     def memory(self) -> MemoryUse:
@@ -118,9 +120,14 @@ class FakeCache:
     def status(self) -> list[FakeStatus]:
         return list(self.known.values())
 
-    def load(self, name: str, digest: str) -> None:
+    def load(self, name: str, digest: str, given_up: threading.Event) -> None:
         if name == self.broken:
             raise AdapterUnavailable(name, digest, "it takes 9 pages of q_proj and the pool has 8")
+        if name == self.stalled:
+            self.loading += 1
+            assert given_up.wait(30.0)
+            self.loading -= 1
+            raise CancelledError
         self.known[digest] = FakeStatus(digest, "host")
 
     def unload(self, digest: str) -> None:

@@ -152,9 +152,26 @@ def test_an_adapter_that_leaves_the_disk_while_it_is_looked_at(
 
     monkeypatch.setattr(llm.store, "manifest", leave)
     monkeypatch.setattr(llm.store, "is_remote", left.__contains__)
-    assert catalog.get(llm, "a").state == pb.ADAPTER_STATE_REMOTE
+    assert catalog.Catalog().get(llm, "a").state == pb.ADAPTER_STATE_REMOTE
     left.clear()
-    assert catalog.page(llm, 0, "").adapters[0].state == pb.ADAPTER_STATE_REMOTE
+    assert catalog.Catalog().page(llm, 0, "").adapters[0].state == pb.ADAPTER_STATE_REMOTE
+
+
+async def test_a_manifest_is_read_once_however_often_it_is_listed(
+    stub: Any, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[str]()
+
+    def manifest(digest: str) -> Manifest:
+        read.append(digest)
+        return original(digest)
+
+    original = llm.store.manifest
+    monkeypatch.setattr(llm.store, "manifest", manifest)
+    pages = [await stub.ListAdapters(pb.ListAdaptersRequest()) for _ in range(3)]
+    assert pages[0] == pages[1] == pages[2]
+    assert [adapter.rank for adapter in pages[2].adapters] == [20, 20, 20]
+    assert sorted(read) == sorted(map(digest_of, llm.store.adapters))
 
 
 @pytest.mark.parametrize("llm", [FakeLLM("a", "b", damaged="a")])

@@ -7,6 +7,8 @@ import pytest
 
 from openlora_jax.engine.request import Delta
 from openlora_jax.engine.stream import EventStream
+from serving.proto import openlora_pb2 as pb
+from serving.service import LOAD_THREADS
 from tests.serving.fakes import FakeLLM, generate, until
 
 
@@ -31,6 +33,22 @@ async def test_a_deadline_ends_the_request_within_a_step(stub: Any, llm: FakeLLM
     deadline = llm.engine.submitted[0].deadline
     assert deadline is not None
     assert 0.0 < deadline - started < 0.3
+
+
+@pytest.mark.parametrize("timeout", [None, 0.2], ids=["cancelled", "deadline"])
+async def test_a_load_that_nobody_waits_for_any_more_gives_its_thread_back(
+    stub: Any, llm: FakeLLM, timeout: float | None
+) -> None:
+    llm.adapters.stalled = "sql"
+    request = pb.LoadAdapterRequest(name="sql")
+    loads = [asyncio.ensure_future(stub.LoadAdapter(request, timeout=timeout)) for _ in range(2 * LOAD_THREADS)]
+    await until(lambda: llm.adapters.loading == LOAD_THREADS)
+    if timeout is None:
+        for load in loads:
+            load.cancel()
+    await until(lambda: llm.adapters.loading == 0)
+    await asyncio.gather(*loads, return_exceptions=True)
+    assert (await stub.LoadAdapter(pb.LoadAdapterRequest(name="json"))).state == pb.ADAPTER_STATE_HOST
 
 
 async def test_64_streams_at_once_get_their_own_tokens(stub: Any, llm: FakeLLM) -> None:

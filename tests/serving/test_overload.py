@@ -24,7 +24,7 @@ async def test_a_full_queue_refuses_before_it_tokenises(stub: Any, llm: FakeLLM)
     assert (await stub.Generate(generate(max_tokens=1))).outputs[0].text == "d"
 
 
-@pytest.mark.parametrize("llm", [FakeLLM(max_queue=2)])
+@pytest.mark.parametrize("llm", [FakeLLM("sql", max_queue=2)])
 async def test_calls_are_bounded_over_all_connections(
     address: str, stub: Any, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,6 +39,10 @@ async def test_calls_are_bounded_over_all_connections(
             await other.Generate(generate())
         assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert llm.tokenizer.texts == most
+        assert (await other.PinAdapter(pb.PinAdapterRequest(name="sql", pinned=False))).name == "sql"
+        monkeypatch.setattr("serving.call.MAX_QUICK", 0)
+        with pytest.raises(grpc.aio.AioRpcError, match="limit of 0 calls in progress"):
+            await other.ServerInfo(pb.ServerInfoRequest())
         for call in calls:
             call.cancel()
         await until(lambda: waiting.cancelled)

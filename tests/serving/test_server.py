@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from openlora_jax.errors import EngineStopped, InvalidConfig
+from serving.call import QUICK
 from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
 from serving.server import SERVICE, Server, serve
@@ -68,9 +69,10 @@ async def test_reflection_describes_the_service(channel: grpc.aio.Channel) -> No
 
 
 def test_every_rpc_runs_inside_the_gate() -> None:
-    for method in pb.DESCRIPTOR.services_by_name["OpenLora"].methods:
-        handler = getattr(OpenLoraService, method.name)
-        assert handler.__wrapped__.__name__ == method.name
+    methods = [method.name for method in pb.DESCRIPTOR.services_by_name["OpenLora"].methods]
+    for method in methods:
+        assert getattr(OpenLoraService, method).__wrapped__.__name__ == method
+    assert set(methods) > QUICK
 
 
 async def test_large_metadata_is_refused(stub: Any) -> None:
@@ -80,11 +82,11 @@ async def test_large_metadata_is_refused(stub: Any) -> None:
     assert (await stub.Generate(generate(max_tokens=1))).outputs[0].text == "d"
 
 
-async def test_a_server_that_starts_is_alive_but_refuses_calls() -> None:
+async def test_a_server_that_starts_says_so_and_refuses_calls() -> None:
     server = Server("127.0.0.1:0")
     async with grpc.aio.insecure_channel(await server.start()) as channel:
         stub: Any = pb_grpc.OpenLoraStub(channel)
-        assert await health(channel, "") == SERVING
+        assert await health(channel, "") == NOT_SERVING
         assert await health(channel, SERVICE) == NOT_SERVING
         with pytest.raises(grpc.aio.AioRpcError, match="it is starting") as failure:
             await stub.ServerInfo(pb.ServerInfoRequest())
@@ -103,7 +105,7 @@ async def test_a_drain_refuses_new_calls_and_lets_the_others_finish() -> None:
         drain = asyncio.ensure_future(server.drain(10.0))
         await asyncio.sleep(0.05)
         assert await health(channel, SERVICE) == NOT_SERVING
-        assert await health(channel, "") == SERVING
+        assert await health(channel, "") == NOT_SERVING
         with pytest.raises(grpc.aio.AioRpcError, match="it is shutting down") as failure:
             await stub.Generate(generate())
         assert failure.value.code() is grpc.StatusCode.UNAVAILABLE

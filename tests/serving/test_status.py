@@ -1,4 +1,5 @@
 import logging
+import re
 from typing import Any
 
 import grpc
@@ -82,12 +83,10 @@ async def test_folders_of_the_server_stay_in_its_log(
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await stub.Generate(generate())
     assert failure.value.details() == told
-    [line] = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
-    if str(error) == told:
-        assert "error=" not in line
-    else:
-        assert f"error={str(error)!r}" in line
-        assert "srv" not in str(failure.value.trailing_metadata())
+    await until(lambda: bool(lines(caplog)))
+    [line] = lines(caplog)
+    assert f"error={str(error)!r}" in line
+    assert "srv" not in str(failure.value.trailing_metadata())
 
 
 def details(failure: grpc.aio.AioRpcError, kind: type[Any]) -> Any:
@@ -148,13 +147,21 @@ async def test_one_log_line_a_request_without_its_text(
     request.adapter = "nobody"
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.Generate(request)
-    await until(lambda: len(lines(caplog)) == 2)
-    good, bad = lines(caplog)
+    request.sampling.n = 9
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.Generate(request)
+    llm.engine.fault = errors.InvalidRequest("messages", "the chat template refuses them: confidential")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.Generate(generate())
+    await until(lambda: len(lines(caplog)) == 4)
+    good, *bad = lines(caplog)
     assert good.startswith("Generate ")
     assert " OK " in good
     assert "adapters=['sql'] prompt=12 completion=2" in good
-    assert " NOT_FOUND " in bad
-    assert "confidential" not in good + bad
+    assert [line.split()[2] for line in bad] == ["NOT_FOUND", "INVALID_ARGUMENT", "INVALID_ARGUMENT"]
+    for line, reason in zip(bad, ["unknown adapter", "n: ", "messages'"], strict=True):
+        assert re.search(f"error=['\"]{reason}", line)
+    assert "confidential" not in "".join([good, *bad])
 
 
 async def test_a_name_cannot_forge_a_log_line(stub: Any, caplog: pytest.LogCaptureFixture) -> None:

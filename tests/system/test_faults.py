@@ -95,6 +95,7 @@ def faults(exact_llm: LLM, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for name, digest in digests.items():
         llm.adapters.unload(digest)
         adapters.remove(name)
+        shutil.rmtree(adapters.folder(digest), ignore_errors=True)  # not to be there, damaged, when it is made again
 
 
 def error_of(llm: LLM, name: str) -> OpenLoraError:

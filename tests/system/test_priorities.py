@@ -1,6 +1,10 @@
-"""A pool full of low-priority work, and a high-priority request for an adapter that is on disk."""
+"""Work of a low class beside that of a high one: who starts at once, and who waits for how long."""
 
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +15,11 @@ from openlora_jax.engine.scheduler import Schedule
 from openlora_jax.inputs import mix_of, prompt_ids
 from openlora_jax.outputs import Generation, collect
 from tests.system.compare import GREEDY, assert_same
+from tests.system.models import tiny_llm
 
 PROMPT = "the sea is " * 3
 PARAMS = GREEDY.model_copy(update={"max_tokens": 150})
+MAX_WAIT = 2.0
 
 
 def request(llm: LLM, adapter: str, scheduling: SchedulingParams, **params: Any) -> GenerateRequest:
@@ -50,3 +56,21 @@ def test_high_priority_starts_within_two_steps_of_its_load(
         found, [alone] = collect(chain([first], stream)), llm.generate([PROMPT], PARAMS, [name])
         assert isinstance(found, Generation)
         assert_same(found, alone)
+
+
+def test_ageing_bounds_the_wait_behind_a_higher_class_that_never_ends(
+    base: Path, store: Path, names: list[str]
+) -> None:
+    low, high = SchedulingParams(priority="low"), SchedulingParams(priority="high")
+    with tiny_llm(base, store, max_wait=MAX_WAIT) as llm, ThreadPoolExecutor(1) as threads:
+        flooding = request(llm, names[0], high, max_tokens=20)
+        flood = deque(llm.engine.submit(flooding) for _ in range(3 * llm.config.max_rows))
+        end = time.monotonic() + 4 * MAX_WAIT
+        waiting = threads.submit(collect, llm.engine.submit(request(llm, names[0], low, max_tokens=1)))
+        while not waiting.done() and time.monotonic() < end:
+            flood.append(llm.engine.submit(flooding))
+            collect(flood.popleft())
+        for stream in flood:
+            stream.cancel()
+        wait = waiting.result().timings.queue
+    assert MAX_WAIT / 2 <= wait <= MAX_WAIT

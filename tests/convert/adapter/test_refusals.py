@@ -242,7 +242,10 @@ def test_files_that_are_no_sound_safetensors(save: Save, base: BaseManifest, con
         convert_adapter(folder, base)
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+FILE_NAMES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_only_regular_files_are_opened(save: Save, base: BaseManifest, tmp_path: Path, name: str) -> None:
     folder = save(lora())
     secret = tmp_path / name
@@ -256,6 +259,41 @@ def test_only_regular_files_are_opened(save: Save, base: BaseManifest, tmp_path:
     os.mkfifo(folder / name)
     with pytest.raises(BadCheckpoint, match="not a regular file"):
         convert_adapter(folder, base)
+
+
+def test_a_hard_link_is_read_like_the_file_that_it_is_and_never_written(
+    save: Save, base: BaseManifest, tmp_path: Path
+) -> None:
+    folder = save(lora())
+    expected = convert_adapter(folder, base).report["digest"]
+    contents = [(folder / name).read_bytes() for name in FILE_NAMES]
+    for name in FILE_NAMES:
+        (folder / name).rename(tmp_path / name)
+        (folder / name).hardlink_to(tmp_path / name)
+    assert convert_adapter(folder, base).report["digest"] == expected
+    assert [(tmp_path / name).read_bytes() for name in FILE_NAMES] == contents
+
+
+@pytest.mark.parametrize("name", FILE_NAMES)
+def test_a_hard_link_to_what_is_no_adapter_tells_nothing_of_it(
+    save: Save, base: BaseManifest, tmp_path: Path, name: str
+) -> None:
+    folder = save(lora())
+    (tmp_path / "secret").write_text("hunter2 " * 100)
+    (folder / name).unlink()
+    (folder / name).hardlink_to(tmp_path / "secret")
+    with pytest.raises(BadCheckpoint) as caught:
+        convert_adapter(folder, base)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_names_that_differ_in_case_alone_are_other_files(save: Save, base: BaseManifest) -> None:
+    folder = save(lora())
+    expected = convert_adapter(folder, base).report["digest"]
+    for name in FILE_NAMES:
+        if not (folder / name.upper()).exists():  # as it does where file names have no case
+            (folder / name.upper()).write_text("rubbish")
+    assert convert_adapter(folder, base).report["digest"] == expected
 
 
 def test_a_source_that_is_no_directory(tmp_path: Path, base: BaseManifest) -> None:

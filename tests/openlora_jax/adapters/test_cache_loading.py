@@ -1,6 +1,7 @@
 """What is read, when, and what happens to those who wait for it."""
 
 import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
@@ -72,6 +73,18 @@ def test_an_operator_has_it_tried_at_once(world: World, way: str) -> None:
     else:
         world.cache.unload("a")
     assert world.cache.place(world.ready("a"))
+
+
+def test_a_load_that_was_given_up_holds_nothing(world: World) -> None:
+    go, given_up = world.source.stall("a"), threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        load = threads.submit(world.cache.load, "A", "a", given_up)
+        assert world.source.begun.get(timeout=TIMEOUT) == "a"
+        given_up.set()
+        with pytest.raises(CancelledError):
+            load.result(TIMEOUT)
+    assert world.cache.status() == []
+    go.set()
 
 
 def test_a_read_that_hangs_fails_who_waits_and_holds_nobody_else_up(world: World) -> None:

@@ -1,6 +1,7 @@
 """The registry: the last complete line of a name counts, whoever wrote it, and a killed writer leaves no trace."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_what_another_process_registers_is_seen_at_once(path: Path) -> None:
     writer.append({"x": None})
     with pytest.raises(UnknownAdapter):
         reader.resolve("x")
-    assert reader.retired() == {A, B}
+    assert reader.retired(timedelta()) == {A, B}
 
 
 def test_a_torn_last_line_does_not_count_and_is_replaced(path: Path) -> None:
@@ -63,7 +64,9 @@ def test_a_torn_line_replaced_by_one_of_the_same_length_is_seen(path: Path) -> N
 @pytest.mark.parametrize(
     "line",
     ["", "[]", "{}", '{"name": "x"}', json.dumps({"name": "../x", "digest": A, "time": ""}), "\x00" * 8]
-    + [json.dumps({"name": "x", "digest": digest, "time": ""}) for digest in ("../../etc", "A" * 64, 3, "")],
+    + [json.dumps({"name": "x", "digest": digest, "time": ""}) for digest in ("../../etc", "A" * 64, 3, "")]
+    + ['{"name":' * 100_000, json.dumps({"name": "x", "digest": None, "mix": {"y": 10**400}, "time": ""})],
+    ids=lambda line: line[:40],
 )
 def test_a_damaged_line_is_an_error_that_names_it(path: Path, line: str) -> None:
     Registry(path).append({"x": A})
@@ -108,7 +111,7 @@ def test_it_behaves_as_a_dictionary(
         else:
             model[name] = digest
         assert {known: entry.digest for known, entry in reader.registrations().items()} == model
-    assert reader.retired() == {digest for _, digest in changes if digest} - set(model.values())
+    assert reader.retired(timedelta()) == {digest for _, digest in changes if digest} - set(model.values())
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "-x", "_x", "a/b", "a b", "a\n", "é", "a" * 129, "a\x00"])
@@ -128,4 +131,4 @@ def test_a_version_without_mixes_takes_one_for_a_removed_name(path: Path) -> Non
     entry = json.loads(path.read_text().splitlines()[-1])
     assert (entry["name"], entry["digest"], entry["mix"]) == ("x", None, {"y": 0.5})
     assert set(Registry(path).registrations()) == {"y"}
-    assert Registry(path).retired() == {A}
+    assert Registry(path).retired(timedelta()) == {A}

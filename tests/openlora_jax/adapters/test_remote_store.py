@@ -17,6 +17,7 @@ from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.adapters.reader import AdapterReader
+from openlora_jax.adapters.registry import Registry
 from openlora_jax.adapters.remote import Remote
 from openlora_jax.adapters.remote_store import RemoteStore
 from openlora_jax.adapters.store import AdapterStore
@@ -143,6 +144,26 @@ def test_names_follow_the_other_side(open_store: Callable[..., RemoteStore], the
     assert "late" in store.registrations()
 
 
+def test_names_are_read_once_and_nobody_waits_for_it(
+    open_store: Callable[..., RemoteStore], there: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    before, read = store.names(), list[int]()
+
+    def apply(registry: Registry, lines: list[bytes]) -> None:
+        read.append(len(lines))
+        assert threads.submit(store.names).result(10) is before
+        original(registry, lines)
+
+    original = Registry._apply
+    there.remove("a")
+    monkeypatch.setattr(Registry, "_apply", apply)
+    with ThreadPoolExecutor(1) as threads:
+        store._registry.refresh()
+    assert set(names_of(store)) == {"b", "c"}
+    assert read == [4]
+
+
 def test_names_that_did_not_change_are_not_fetched_again(
     open_store: Callable[..., RemoteStore], there: AdapterStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +283,66 @@ def test_what_is_damaged_here_is_fetched_again(
     assert loads(store) == {"ok": 2}
 
 
+@pytest.fixture
+def open_reader() -> Callable[[RemoteStore], AdapterReader]:
+    """Reads for a pool with room for four pages."""
+    capacities = {"q_proj": 4, "v_proj": 4}
+    pool = AdapterPool.create(MODEL, capacities, jnp.dtype("float32"))
+    return lambda store: AdapterReader(store, pool, capacities, BASE, Counters())
+
+
+def test_a_manifest_that_is_damaged_here_is_fetched_again(
+    open_store: Callable[..., RemoteStore],
+    open_reader: Callable[[RemoteStore], AdapterReader],
+    here: AdapterStore,
+    there: AdapterStore,
+) -> None:
+    store, digest = open_store(), there.resolve("a")
+    reader = open_reader(store)
+    reader.read(digest)
+    (here.path / "fetched" / "artifacts" / digest / "manifest.json").write_text("{")
+    assert reader.read(digest).counts == there.manifest(digest).pages
+    assert loads(store) == {"ok": 2}
+
+
+def test_what_is_looked_at_does_not_leave_meanwhile(
+    open_store: Callable[..., RemoteStore], there: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = there.resolve("a"), there.resolve("b")
+    store = open_store(budget=there.manifest(a).nbytes + 8192 * 5)
+    store.read(a)
+
+    def manifest(digest: str) -> Manifest:
+        with pytest.raises(OSError, match="full of adapters that are being loaded"):
+            store.read(b)
+        return original(digest)
+
+    original = store._fetched.manifest
+    monkeypatch.setattr(store._fetched, "manifest", manifest)
+    assert store.manifest(a) == there.manifest(a)
+
+
+@pytest.mark.parametrize(
+    ("stated", "put"), [(b'"d_in": 32', b'"d_in": 16'), (BASE.encode(), b"1" * 64)], ids=["size", "base"]
+)
+def test_a_manifest_that_was_refused_is_asked_for_again(
+    open_store: Callable[..., RemoteStore],
+    open_reader: Callable[[RemoteStore], AdapterReader],
+    there: AdapterStore,
+    stated: bytes,
+    put: bytes,
+) -> None:
+    digest = there.resolve("a")
+    path = there.folder(digest) / "manifest.json"
+    sound = path.read_bytes()
+    path.write_bytes(sound.replace(stated, put))
+    reader = open_reader(open_store())
+    with pytest.raises(ValueError, match="base"):
+        reader.read(digest)
+    path.write_bytes(sound)
+    assert reader.read(digest).counts == there.manifest(digest).pages
+
+
 @pytest.mark.parametrize("digest", ["..", "../../etc", "0" * 63, "0" * 64 + "/.."])
 def test_what_is_no_digest_never_becomes_a_path(open_store: Callable[..., RemoteStore], digest: str) -> None:
     store = open_store()
@@ -270,12 +351,24 @@ def test_what_is_no_digest_never_becomes_a_path(open_store: Callable[..., Remote
             use(digest)
 
 
-@pytest.mark.parametrize("line", [{"name": "../x"}, {"digest": "../../etc"}, {"name": "x" * 200}, {"time": 3}])
+LINES: list[dict[str, object]] = [
+    {"name": "../x"},
+    {"digest": "../../etc"},
+    {"name": "x" * 200},
+    {"time": 3},
+    {"digest": None, "mix": {"y": 10**400}},
+]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [json.dumps({"name": "x", "digest": "0" * 64, "time": "", **line}) for line in LINES] + ['{"name":' * 100_000],
+    ids=lambda line: line[:40],
+)
 def test_a_registry_that_is_none_is_refused_at_the_start(
-    open_store: Callable[..., RemoteStore], there: AdapterStore, line: dict[str, object]
+    open_store: Callable[..., RemoteStore], there: AdapterStore, line: str
 ) -> None:
-    entry = {"name": "x", "digest": "0" * 64, "time": "", **line}
-    (there.path / "registry.jsonl").write_text(json.dumps(entry) + "\n")
+    (there.path / "registry.jsonl").write_text(line + "\n")
     with pytest.raises(InvalidConfig, match="line 1 is no registration"):
         open_store()
 
@@ -293,7 +386,7 @@ def test_leftovers_of_a_killed_process_are_cleaned(open_store: Callable[..., Rem
     assert fetched(here) == set()
 
 
-@pytest.mark.parametrize("place", ["artifacts/.abc.deleted", ".registry.jsonl"])
+@pytest.mark.parametrize("place", ["artifacts", ".registry.jsonl"])
 def test_a_disk_that_cannot_be_used_is_the_callers_mistake(
     open_store: Callable[..., RemoteStore], here: AdapterStore, place: str
 ) -> None:
@@ -435,7 +528,10 @@ def test_a_huge_adapter_is_not_even_asked_for(
 
 
 def test_an_adapter_that_fits_no_page_is_not_even_asked_for(
-    open_store: Callable[..., RemoteStore], there: AdapterStore, monkeypatch: pytest.MonkeyPatch
+    open_store: Callable[..., RemoteStore],
+    open_reader: Callable[[RemoteStore], AdapterReader],
+    there: AdapterStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     digest = there.resolve("a")
     manifest = there.manifest(digest).to_fields()
@@ -443,11 +539,8 @@ def test_an_adapter_that_fits_no_page_is_not_even_asked_for(
     (there.folder(digest) / "manifest.json").write_text(json.dumps(manifest))
     store = open_store(budget=1 << 40)
     monkeypatch.setattr(store._remote, "fetch", None)
-    capacities = {"q_proj": 4, "v_proj": 4}
-    pool = AdapterPool.create(MODEL, capacities, jnp.dtype("float32"))
-    reader = AdapterReader(store, pool, capacities, BASE, Counters())
     with pytest.raises(ValueError, match=r"1048576.* where this base model takes"):
-        reader.read(digest)
+        open_reader(store).read(digest)
 
 
 class Endless(fsspec.AbstractFileSystem):  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """The store: whole changes or none, under kill -9 as well; names and content are kept apart."""
 
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +76,48 @@ def test_a_taken_name_is_refused_unless_replaced(store: AdapterStore) -> None:
     assert store.resolve("x") == second != first
 
 
-def test_replaced_content_outlives_the_replacement_and_goes_with_the_next_change(store: AdapterStore) -> None:
-    first = store.install("x", *adapter(1))
-    second = store.install("x", *adapter(2), replace=True)
-    assert artifacts(store) == {first, second}
-    third = store.install("y", *adapter(3))
-    assert artifacts(store) == {second, third}
+def test_content_outlives_its_last_name_for_requests_under_way(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced = store.install("x", *adapter(1))
+    named = store.install("x", *adapter(2), replace=True)
+    removed = store.install("y", *adapter(3))
+    store.remove("y")
+    assert artifacts(store) == {replaced, named, removed}
+    for digest in (replaced, removed):
+        assert store.read(digest)
+    monkeypatch.setattr("openlora_jax.adapters.store.KEPT", timedelta())
+    late = store.install("z", *adapter(4))
+    assert artifacts(store) == {named, late}
+    store.remove("z")
+    assert artifacts(store) == {named}
 
 
-def test_content_is_deleted_with_its_last_name(store: AdapterStore) -> None:
+def test_how_long_content_was_without_a_name_is_told_by_the_last_line_of_it(store: AdapterStore) -> None:
+    """A name was taken from `old` an hour ago; one that `new` has had for an hour is taken now."""
+    times = [datetime.now(UTC) - timedelta(minutes=minutes) for minutes in (120, 60)]
+    old, new = store.install("x", *adapter(1)), store.install("x", *adapter(2), replace=True)
+    lines = [
+        json.dumps({"name": "x", "digest": digest, "time": time.isoformat(timespec="seconds")}) + "\n"
+        for digest, time in zip((old, new), times, strict=True)
+    ]
+    (store.path / "registry.jsonl").write_text("".join(lines))
+    AdapterStore(store.path).remove("x")
+    assert artifacts(store) == {new}
+
+
+def test_content_without_a_name_makes_room_on_a_full_disk(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = store.install("x", *adapter(1))
+    store.remove("x")
+    usage = shutil.disk_usage(store.path)
+    folder = store.folder(removed)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000) if folder.exists() else usage)
+    assert artifacts(store) == {removed}
+    named = store.install("y", *adapter(2))
+    assert artifacts(store) == {named}
+
+
+def test_a_name_that_is_removed_stands_for_nothing_at_once(store: AdapterStore) -> None:
     digest = store.install("x", *adapter(1))
     assert store.install("y", *adapter(1)) == digest
     store.remove("x")
@@ -90,7 +125,6 @@ def test_content_is_deleted_with_its_last_name(store: AdapterStore) -> None:
         store.resolve("x")
     assert store.read(store.resolve("y"))
     store.remove("y")
-    assert artifacts(store) == set()
     with pytest.raises(UnknownAdapter, match="'y'"):
         store.remove("y")
     assert store.install("y", *adapter(1)) == digest
@@ -149,6 +183,14 @@ def test_leftovers_of_killed_writers_are_cleaned(store: AdapterStore) -> None:
         (store.path / "artifacts" / name / "deep").mkdir(parents=True)
     digest = store.install("x", *adapter(1))
     assert artifacts(store) == {digest}
+
+
+def test_what_others_leave_among_the_artifacts_is_left_alone(store: AdapterStore, tmp_path: Path) -> None:
+    (store.path / "artifacts" / ".DS_Store").touch()
+    (store.path / "artifacts" / ".link").symlink_to(tmp_path)
+    digest = store.install("x", *adapter(1))
+    assert artifacts(store) == {digest, ".DS_Store", ".link"}
+    assert store.resolve("x") == digest
 
 
 def test_a_second_name_for_an_artifact(store: AdapterStore) -> None:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from convert.adapter.directory import CONFIG as CONFIG_FILE
+from convert.adapter.directory import WEIGHTS
 from convert.base.hf_config import read_hf_config
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.cli import convert
@@ -116,12 +119,38 @@ def test_a_taken_name_is_replaced_only_when_told(run: Run, tmp_path: Path) -> No
     assert AdapterStore(tmp_path / "store").resolve("x") == second != first
 
 
-def test_a_bad_adapter_or_name_installs_nothing(run: Run, tmp_path: Path) -> None:
+def test_a_bad_name_installs_nothing(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="name"):
         run(name="../x")
-    write_checkpoint(tmp_path / "adapter", lora(rank=5))
-    with pytest.raises(BadCheckpoint, match="has rank 5"):
-        run()
+    assert not (tmp_path / "store").exists()
+
+
+def link_out(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder.parent / "elsewhere")
+    (folder / WEIGHTS).symlink_to(folder.parent / "elsewhere")
+
+
+BAD: dict[str, Callable[[Path], object]] = {
+    "has rank 5": lambda folder: write_checkpoint(folder, lora(rank=5)),
+    "QALoRA": lambda folder: write_checkpoint(folder, lora(), use_qalora=True),
+    "greater than or equal to 1": lambda folder: write_checkpoint(folder, lora(), r=0),
+    "holds NaN": lambda folder: write_checkpoint(folder, {key: each * np.nan for key, each in lora().items()}),
+    "is nested too deep": lambda folder: (folder / CONFIG_FILE).write_bytes(b"[" * 100_000),
+    "has 0 bytes": lambda folder: (folder / WEIGHTS).write_bytes(b""),
+    "symbolic link out of its folder": link_out,
+}
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("problem", BAD)
+def test_a_bad_adapter_is_one_line_and_status_2_and_installs_nothing(
+    openlora: RunCli, tmp_path: Path, problem: str
+) -> None:
+    BAD[problem](tmp_path / "adapter")
+    command = ("convert", "adapter", tmp_path / "adapter", "--base", tmp_path / "base")
+    ended = openlora(*command, "--store", tmp_path / "store", "--name", "x")
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert problem in ended.err
     assert not (tmp_path / "store").exists()
 
 

@@ -104,6 +104,17 @@ def test_scores_are_written_in_order(local: RunCli, tiny_llm: LLM, tmp_path: Pat
     assert second["adapter_digests"] == [tiny_llm.store.resolve("two")]
 
 
+@pytest.mark.parametrize("output", ["-", "out"])
+def test_half_a_surrogate_pair_goes_to_the_output_as_it_came(
+    local: RunCli, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": "a", "max_tokens": 1, "id": name} for name in ("\ud800", "é", "\ud83d\ude00")]
+    ended = local("generate", "--base", "B", "--input", "-", "--output", output, stdin=lines(*rows))
+    text = ended.out if output == "-" else Path(output).read_text()
+    assert (ended.status, [json.loads(line)["id"] for line in text.splitlines()]) == (0, ["\ud800", "é", "😀"])
+
+
 def test_options_hold_for_rows_that_do_not_say(local: RunCli, tiny_llm: LLM) -> None:
     rows = lines({"prompt": "a"}, {"prompt": "a", "max_tokens": 3, "adapter": None})
     options = ("--max-tokens", 2, "--adapter", "one", "--seed", 5)
