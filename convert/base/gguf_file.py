@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.untrusted import open_regular, read_exactly
 
+MAX_HEADER_BYTES = 32 << 20
+"""Of a large vocabulary with its merges it is 10 MB."""
 MAX_KEYS = 4096
 MAX_TENSORS = 20_000
 MAX_STRING_BYTES = 1 << 20
@@ -138,6 +140,8 @@ class _Header:
     def _take(self, length: int) -> bytes:
         if length > self.size - self.position:
             raise BadCheckpoint(self.path, f"{length:,} bytes needed at {self.position:,} of {self.size:,}: cut short?")
+        if length > MAX_HEADER_BYTES - self.position:
+            raise BadCheckpoint(self.path, f"a header beyond the limit of {MAX_HEADER_BYTES:,} bytes")
         self.position += length
         return self._stream.read(length)
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.base.hf_packing import Packing
+from convert.base.hf_packing import REMEDY, Packing
 from convert.base.source import BLOCK_ELEMENTS, SafetensorsSource
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.quantization.format import Quantization
@@ -102,8 +102,9 @@ class PackedSource:
         exact = self._read(f"{stem}.scales").T
         with np.errstate(over="ignore"):
             scale = np.ascontiguousarray(exact.astype(np.float16))
-        if not np.array_equal(scale.astype(np.float32), exact.astype(np.float32)) and np.isfinite(scale).all():
-            raise BadCheckpoint(self.path, f"{stem}.scales are so small that float16 does not hold them")
+        if not np.array_equal(scale.astype(np.float32), exact.astype(np.float32), equal_nan=True):
+            feature = f"a scale of {stem} in {exact.dtype} that float16 does not hold exactly"
+            raise UnsupportedFeature(self.path, feature, REMEDY)
         zero = self._columns(f"{stem}.qzeros").T + np.uint8(self._packing.zero)
         gptq = self._packing.method == "gptq"
         codes = _rows(self._read(f"{stem}.qweight")) if gptq else self._columns(f"{stem}.qweight")

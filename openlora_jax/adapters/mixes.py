@@ -9,8 +9,8 @@ from openlora_jax.errors import InvalidRequest
 MAX_MIX = 8
 """Members of a mix, at most; those of the mixes that it names count one by one."""
 
-MAX_WEIGHT = 1e6
-"""Size of a weight in a mix, at most: what is far larger overflows float32 in the products."""
+MAX_WEIGHT = 3.4028234663852886e38
+"""Size of a weight in a mix, at most: float32's own."""
 
 
 class Member(NamedTuple):

@@ -33,7 +33,8 @@ def base(
     dtype: Annotated[Dtype, typer.Option(help="Of the stored weights.")] = "float32",
     quant: Annotated[Quant, typer.Option(help="Store matrices in few bits.")] = "none",
     group: Annotated[
-        Groups | None, typer.Option(help="Columns that share a scale.", show_default="32; of nf4 64")
+        Groups | None,
+        typer.Option(help="Columns that share a scale.", show_default="those of GPTQ or AWQ, else 32; of nf4 64"),
     ] = None,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="int4 without offsets.")] = False,
 ) -> None:

@@ -69,7 +69,7 @@ def parts(columns: int, how: Quantization) -> dict[str, tuple[int, PartDtype]]:
 def choose(
     wanted: Format, groups: Groups | None = None, symmetric: bool = False, own: Quantization | None = None
 ) -> Quantization:
-    """The format that was asked for; where only its name was, and a checkpoint is quantised in it already, its own.
+    """The format that was asked for; where a checkpoint is quantised in one that agrees with all of it, its own.
 
     Args:
         wanted: its name.
@@ -82,8 +82,10 @@ def choose(
     """
     if symmetric and wanted != "int4":
         raise InvalidRequest("--symmetric", f"{wanted} is symmetric in any case; leave it out, or use --quant int4")
-    if own is not None and own.format == wanted and groups is None and not symmetric:
-        return own
     group: dict[Groups, Group | None] = {"32": 32, "64": 64, "128": 128, "row": None}
+    if own is not None and own.format == wanted:
+        agrees = groups is None or group[groups] == own.group
+        if agrees and not (symmetric and own.offsets):
+            return own
     offsets: Literal["float16"] | None = "float16" if wanted == "int4" and not symmetric else None
     return Quantization(format=wanted, group=group[groups] if groups else GROUPS[wanted], offsets=offsets)

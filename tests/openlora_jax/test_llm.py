@@ -127,6 +127,16 @@ def test_what_is_not_finite_ends_its_request_alone(tiny_llm: LLM, tiny_store: Pa
     store.remove("huge")
 
 
+def test_a_weight_is_any_finite_number(tiny_llm: LLM, tiny_store: Path) -> None:
+    store = AdapterStore(tiny_store)
+    install_synthetic(store, MODEL, DIGEST, {"faint": 1}, scale=1e-9)
+    faint, one = tiny_llm.score(["a"] * 2, ["bcd"] * 2, [{"faint": 1e9}, "one"])
+    np.testing.assert_allclose(faint.logprobs, one.logprobs, atol=1e-4)
+    with pytest.raises(NotFinite, match=r"3e\+38 'one' is not finite"):
+        tiny_llm.generate("a", GREEDY, {"one": 3e38})
+    store.remove("faint")
+
+
 @pytest.mark.parametrize("program", ["_prefill", "_decode"])
 def test_a_step_that_fails_takes_its_requests_and_no_later_one(
     tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch, program: str

@@ -25,15 +25,19 @@ from openlora_jax.bench.quantised.tuned_base import RECIPE, make_tuned_base
 from openlora_jax.bench.samples import Samples
 from openlora_jax.bench.throughput import decode_step_ms
 from openlora_jax.config import EngineConfig
+from openlora_jax.errors import InvalidConfig
 from openlora_jax.llm import LLM
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.model.stored import weight_bytes
+from openlora_jax.model.weight import Weight
 from openlora_jax.model.weights import weight_table
 from openlora_jax.progress import Progress
+from openlora_jax.quantization.format import Quantization, problem
 from openlora_jax.tokenizer import Tokenizer
 
 CONVERTING, LOADING = "openlora_jax", "openlora_jax.bench.quantised.memory"
 """Modules that are run."""
+FOUR_BITS = Quantization(format="int4", group=32)
 
 ROWS = (1, 16)
 POSITION = 96
@@ -83,19 +87,22 @@ def measure(base: Path, cache: Path, tokens: int, rounds: int, progress: Progres
         progress: told what is under way.
 
     Raises:
-        InvalidConfig: no torch or transformers to tune with, or a system that does not tell what a process holds.
+        InvalidConfig: no torch or transformers to tune with, matrices that cannot be in 4 bits, a conversion that
+            failed, or a system that does not tell what a process holds.
     """
+    manifest = BaseManifest.read(base)
+    table = weight_table(manifest.config)
+    _refuse_widths(table)
     alone = peak(LOADING)
     text, tokenizer = library_text(), Tokenizer.load(base)
     cache.mkdir(parents=True, exist_ok=True)
-    tuned = cache / f"tuned-{BaseManifest.read(base).digest[:16]}-{text.digest[:16]}-{RECIPE}"
+    tuned = cache / f"tuned-{manifest.digest[:16]}-{text.digest[:16]}-{RECIPE}"
     if not tuned.exists():
         make_tuned_base(base, tuned, tokenizer.encode(text.tuned_on), progress)
     with TemporaryDirectory(dir=cache) as folder:
         bases, converting = _converted(tuned, Path(folder), progress)
         loading = {name: peak(LOADING, str(path)) - alone for name, path in bases.items()}
         texts = windows(tokenizer.encode(text.held_out), tokens)
-        table = weight_table(BaseManifest.read(base).config)
         return Results(
             text=text.digest,
             scored=texts.size - len(texts),
@@ -108,6 +115,12 @@ def measure(base: Path, cache: Path, tokens: int, rounds: int, progress: Progres
             perplexity=perplexities(bases, texts, cache / "perplexity.json", progress),
             errors=errors(),
         )
+
+
+def _refuse_widths(table: Mapping[str, Weight]) -> None:
+    for name, weight in table.items():
+        if len(weight.shape) == 2 and (reason := problem(weight.shape[1], FOUR_BITS)):
+            raise InvalidConfig("--base", f"is measured in 4 bits too, where {name} cannot be: {reason}")
 
 
 def _converted(source: Path, folder: Path, progress: Progress) -> tuple[dict[str, Path], dict[str, int]]:

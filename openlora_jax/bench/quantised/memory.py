@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 from openlora_jax.errors import InvalidConfig
 
@@ -17,20 +19,27 @@ def peak(module: str, *arguments: str, status: int = 0, environment: Mapping[str
     """Bytes that `python -m module` held, at most, in this process's environment or another.
 
     Raises:
-        InvalidConfig: this system does not tell.
-        RuntimeError: it ended with another status.
+        InvalidConfig: this system does not tell, or it ended with another status; its last words are in the text.
     """
     if not _held(os.getpid()):
         raise InvalidConfig("bench", "the memory of a process is read from /proc/PID/status; run it on Linux")
     command: Sequence[str] = (sys.executable, "-m", module, *arguments)
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     held = 0
-    while child.poll() is None:
-        held = max(held, _held(child.pid))
-        time.sleep(PERIOD)
-    if child.returncode != status:
-        raise RuntimeError(f"{' '.join(command)}: status {child.returncode}")
+    with TemporaryFile() as said:
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+        while child.poll() is None:
+            held = max(held, _held(child.pid))
+            time.sleep(PERIOD)
+        if child.returncode != status:
+            ended = f"`{' '.join(command)}` ended with status {child.returncode}"
+            raise InvalidConfig("bench", f"{ended}: {_last_line(said)}")
     return held
+
+
+def _last_line(text: IO[bytes]) -> str:
+    text.seek(0)
+    lines = text.read().decode(errors="replace").splitlines()
+    return lines[-1] if lines else "it said nothing"
 
 
 def _held(process: int) -> int:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from convert.base.gguf_file import SUPPORTED, GgufFile
+from convert.base.gguf_file import MAX_STRING_BYTES, SUPPORTED, GgufFile
 from openlora_jax.errors import BadCheckpoint, OpenLoraError, UnsupportedFeature
 
 SHAPE = (6, 512)
@@ -158,6 +158,14 @@ def test_malformed_files_are_refused(tmp_path: Path, case: str) -> None:
         GgufFile(path)
     assert words in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_header_has_a_limit_as_a_whole(tmp_path: Path) -> None:
+    """Many strings, each within its own."""
+    text = struct.pack("<IQ", 8, MAX_STRING_BYTES) + bytes(MAX_STRING_BYTES)
+    (tmp_path / "x.gguf").write_bytes(header([string(str(key)) + text for key in range(33)]))
+    with pytest.raises(BadCheckpoint, match="a header beyond the limit of 33,554,432 bytes"):
+        GgufFile(tmp_path / "x.gguf")
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

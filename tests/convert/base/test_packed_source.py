@@ -13,6 +13,7 @@ from convert.base.hf_config import read_hf_config
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.model.checkpoint import read_weights
 from openlora_jax.model.weights import weight_table
+from openlora_jax.quantization.format import Groups, Quantization
 from openlora_jax.quantization.quantize import quantize
 from pallas_kernels.quantized import Int4Matrix, QuantizedMatrix, dense
 from tests.convert.base.checkpoints import CONFIG, hf_tensors, write_hf
@@ -103,10 +104,21 @@ def ignore(stage: str, done: int, total: int) -> None:
     """No progress bar."""
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
-def test_codes_are_taken_over(tmp_path: Path, kind: str) -> None:
+ASKED: list[tuple[str, Groups | None, bool]] = [
+    *((kind, None, False) for kind in SETTINGS),
+    ("gptq symmetric", "64", False),
+    ("gptq symmetric", None, True),
+    ("gptq symmetric", "64", True),
+    ("gptq rows", "row", False),
+    ("awq", "32", False),
+]
+"""Ways to ask for what a checkpoint has: by the name of the format, and by what else agrees with it."""
+
+
+@pytest.mark.parametrize(("kind", "groups", "symmetric"), ASKED)
+def test_codes_are_taken_over(tmp_path: Path, kind: str, groups: Groups | None, symmetric: bool) -> None:
     source, _, numbers = checkpoint(tmp_path / "hf", SETTINGS[kind])
-    config = convert_base(source, tmp_path / "base", "float32", ignore, "int4").manifest.config
+    config = convert_base(source, tmp_path / "base", "float32", ignore, "int4", groups, symmetric).manifest.config
     group = SETTINGS[kind]["group_size"]
     assert config.quantization
     assert config.quantization.format == "int4"
@@ -118,6 +130,23 @@ def test_codes_are_taken_over(tmp_path: Path, kind: str) -> None:
             exact = np.concatenate([numbers[part] for part, _ in weight.sources])
             assert isinstance(values[name], Int4Matrix)
             np.testing.assert_array_equal(dense(values[name]), exact.astype(np.float32), err_msg=name)
+
+
+OTHERS: dict[tuple[str, Groups | None, bool], Quantization] = {
+    ("awq", "64", False): Quantization(format="int4", group=64, offsets="float16"),
+    ("awq", None, True): Quantization(format="int4", group=32),
+    ("gptq symmetric", "32", True): Quantization(format="int4", group=32),
+}
+
+
+@pytest.mark.parametrize("asked", OTHERS, ids=str)
+def test_what_contradicts_a_checkpoint_is_made_as_it_was_asked_for(
+    tmp_path: Path, asked: tuple[str, Groups | None, bool]
+) -> None:
+    kind, groups, symmetric = asked
+    source, _, _ = checkpoint(tmp_path / "hf", SETTINGS[kind])
+    config = convert_base(source, tmp_path / "base", "float32", ignore, "int4", groups, symmetric).manifest.config
+    assert config.quantization == OTHERS[asked]
 
 
 @pytest.mark.parametrize("kind", ["gptq", "awq"])
@@ -166,6 +195,9 @@ def damage(stored: dict[str, Any], kind: str) -> None:
         stored[f"{stem}.scales"][1, 3] = np.nan
     elif kind == "too small":
         stored[f"{stem}.scales"] = np.full(stored[f"{stem}.scales"].shape, 1.1e-7, ml_dtypes.bfloat16)
+    elif kind in ("inexact", "too large"):
+        stored[f"{stem}.scales"] = stored[f"{stem}.scales"].astype(np.float32)
+        stored[f"{stem}.scales"][1, 3] = 0.01 if kind == "inexact" else 1e6
     elif kind == "desc_act":
         stored[f"{stem}.g_idx"] = stored[f"{stem}.g_idx"][::-1].copy()
     elif kind == "not symmetric":
@@ -176,7 +208,9 @@ DAMAGED = {
     "no scales": (SETTINGS["gptq"], "model.layers.0.mlp.up_proj has no scales"),
     "scales of another shape": (SETTINGS["awq"], r"up_proj.scales has shape \(1, 96\), qweight asks for \(2, 96\)"),
     "NaN": (SETTINGS["gptq"], "tensor model.layers.0.mlp.up_proj.weight in model.safetensors: holds NaN"),
-    "too small": (SETTINGS["awq"], "up_proj.scales are so small that float16 does not hold them"),
+    "too small": (SETTINGS["awq"], r"a scale of \S+up_proj in bfloat16 that float16 does not hold exactly is not"),
+    "inexact": (SETTINGS["gptq"], "in float32 that float16 does not hold exactly .*; use the checkpoint that it was"),
+    "too large": (SETTINGS["gptq"], r"a scale of \S+up_proj in float32 that float16 does not hold exactly is not"),
     "desc_act": (SETTINGS["gptq"], "desc_act of model.layers.0.mlp.up_proj, whose groups are no neighbours"),
     "not symmetric": (SETTINGS["gptq symmetric"], "up_proj.qzeros are not all 8, although sym is true"),
 }

@@ -83,9 +83,9 @@ def test_names_are_taken_and_replaced_across_kinds(store: AdapterStore) -> None:
     [
         ("m", {}, "mix: has no member"),
         ("m", {"m": 1.0}, "mix: has itself as a member"),
-        ("m", {"a": float("nan")}, "weight nan of adapter 'a' is not a number within 1e[+]06"),
+        ("m", {"a": float("nan")}, "weight nan of adapter 'a' is not a number within 3.40282e[+]38"),
         ("m", {"a": float("inf")}, "weight inf"),
-        ("m", {"a": -1.1e6}, r"weight -1100000\.0"),
+        ("m", {"a": -3.41e38}, r"weight -3\.41e\+38"),
         ("m", MANY, "9 adapters are more than the 8 allowed"),
         ("m", {"a": 1.0, "there": 1.0}, "'there' was converted for base 111111111111, and 'a' for 000000000000"),
         ("m", {"mixed": 1.0}, "'mixed' is the mix 1 a; name one adapter"),
@@ -103,7 +103,7 @@ def test_what_can_be_no_mix(store: AdapterStore, name: str, weights: dict[str, f
 
 
 @pytest.mark.parametrize(
-    "mix", ["3", "[]", "{}", '{"a": "b"}', '{"a": NaN}', '{"a": 1e999}', '{"a": null}', '{"../a": 1}', '{"a": 1e7}']
+    "mix", ["3", "[]", "{}", '{"a": "b"}', '{"a": NaN}', '{"a": 1e999}', '{"a": null}', '{"../a": 1}', '{"a": 1e39}']
 )
 def test_a_damaged_line_of_a_mix(tmp_path: Path, mix: str) -> None:
     path = tmp_path / "registry.jsonl"

@@ -70,8 +70,17 @@ def test_the_height_of_a_process_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert 200e6 < peak("heavy", "200000000", "0") < 260e6
-    with pytest.raises(RuntimeError, match="status 3"):
+    with pytest.raises(InvalidConfig, match=r"heavy 1 3` ended with status 3: it said nothing"):
         peak("heavy", "1", "3")
+    with pytest.raises(InvalidConfig, match=r"ended with status 1: ValueError: .*'much'"):
+        peak("heavy", "much")
+
+
+def test_widths_that_cannot_be_packed_are_refused_first(tmp_path: Path, tiny_base: Path) -> None:
+    """Of the tiny model, down has 48 columns."""
+    with pytest.raises(InvalidConfig, match=r"layers.0.down.weight cannot be: 48 columns are not a multiple of the 32"):
+        measure.measure(tiny_base, tmp_path, 1, 1, lambda *_: None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_tables_hold_figures_against_their_bounds() -> None:

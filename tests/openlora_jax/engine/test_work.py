@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from openlora_jax.adapters.modules import MODULES
+from openlora_jax.adapters.modules import MODULES, POOLS
 from openlora_jax.adapters.pages import pool_capacities
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.config import EngineConfig
@@ -24,8 +24,8 @@ from tests.openlora_jax.tiny import MODEL, SETTINGS
 TILE = Tile(slot=0, start=0, tokens=None, blocks=(1,), sampling=RowSampling.of(SamplingParams(), seed=0))
 
 
-def of_pages(*pages: int) -> Tile:
-    return replace(TILE, pages=(({"q_proj": pages}, 0.5),))
+def of_pages(*pages: int, pool: str = "q_proj") -> Tile:
+    return replace(TILE, pages=(({pool: pages}, 0.5),))
 
 
 def test_items_are_sorted_by_tile() -> None:
@@ -33,6 +33,14 @@ def test_items_are_sorted_by_tile() -> None:
     row = MODULES.index("q_proj")
     assert [list(field[row][:3]) for field in (work.tile, work.page, work.scale)] == [[0, 2, 2], [3, 2, 1], [0.5] * 3]
     assert list(work.start[row]) == [0, 1, 1, 3, 3]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_page_that_no_pool_of_its_kind_has_is_refused(pool: str) -> None:
+    """On a CPU a step would read the nearest page that there is."""
+    work_list([of_pages(3, pool=pool)], 1, 1, {pool: 4})
+    with pytest.raises(ValueError, match=f"page of {pool} 4 in one step, where there are 4"):
+        work_list([of_pages(4, pool=pool)], 1, 1, {pool: 4})
 
 
 @pytest.fixture(scope="module")
