@@ -14,6 +14,7 @@ from openlora_jax.adapters.cache import AdapterCache
 from openlora_jax.adapters.counters import Counters
 from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.adapters.mixes import Member
+from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.adapters.registry import Names, Registration
 from openlora_jax.adapters.remote_store import RemoteStore
@@ -38,7 +39,7 @@ from openlora_jax.outputs import Generation, collect
 from openlora_jax.planning import asked_before, demand_of, observed_before, plan_start
 from openlora_jax.progress import Progress
 from openlora_jax.tokenizer import Tokenizer
-from pallas_kernels.registry import Ops, resolve
+from pallas_kernels.registry import ModelSizes, Ops, resolve
 
 Item = TypeVar("Item")
 AnyTarget = TypeVar("AnyTarget", Adapter, Target)
@@ -115,7 +116,7 @@ class LLM:
         progress: Progress,
     ) -> None:
         """Plans the device's memory, fills it and begins to answer."""
-        ops = resolve_ops(config.backend)
+        ops = resolve_ops(config.backend, self.model)
         self.backend = ops.backend
         self._observed_path = observed_path(adapters.path, self.base_digest) if adapters and remember else None
         self._observed = observed_before(self._observed_path, self.base_digest)
@@ -341,11 +342,17 @@ def _with_remote(
     return RemoteStore(store, config.remote, config.disk_cache_bytes, counters)
 
 
-def resolve_ops(backend: BackendName) -> Ops:
+def resolve_ops(backend: BackendName, model: ModelConfig | None = None) -> Ops:
+    """The ops of a backend, for a model where there is one; raises InvalidConfig, which says why they cannot serve."""
     try:
-        return resolve(backend)
+        return resolve(backend, None if model is None else _sizes(model))
     except NotImplementedError as error:
         raise InvalidConfig("backend", str(error)) from error
+
+
+def _sizes(model: ModelConfig) -> ModelSizes:
+    shapes = module_shapes(model).values()
+    return ModelSizes(head=model.head_dim, modules=tuple(width for each in shapes for width in (each.d_in, each.d_out)))
 
 
 def _runner(base: Path, config: EngineConfig, model: ModelConfig, ops: Ops, plan: MemoryPlan) -> DeviceRunner:

@@ -27,9 +27,11 @@ from pallas_kernels.linear.api import Linear
 from pallas_kernels.lora import pallas_triton as lora_triton
 from pallas_kernels.lora import xla as lora_xla
 from pallas_kernels.lora.api import EmbeddingLora, Lora
+from pallas_kernels.lora.shapes import check_columns
 from pallas_kernels.paged_attention import pallas_triton as paged_attention_triton
 from pallas_kernels.paged_attention import xla as paged_attention_xla
 from pallas_kernels.paged_attention.api import PagedAttention
+from pallas_kernels.paged_attention.shapes import check_width
 from pallas_kernels.quantized import Matrix, QuantizedMatrix
 from pallas_kernels.quantized_linear import pallas_triton as quantized_linear_triton
 from pallas_kernels.quantized_linear import reference as quantized_linear_reference
@@ -69,6 +71,23 @@ class Device(Protocol):
     def platform(self) -> str: ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSizes:
+    """What of a base model some kernel may not take.
+
+    Attributes:
+        head: columns of an attention head.
+        modules: columns of the inputs and outputs of the modules that adapters target.
+    """
+
+    head: int
+    modules: tuple[int, ...]
+
+
+def _takes_any(model: ModelSizes) -> None:
+    """Most do: their sizes follow the model's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Implementation:
     """How one backend computes one op.
@@ -78,12 +97,14 @@ class Implementation:
         function: what is called.
         reason: why this one.
         declines: why it cannot run on a device of the right platform; None if it can.
+        check: that it takes a model; raises ValueError, which says why not.
     """
 
     name: str
     function: Callable[..., Any]
     reason: str
     declines: Callable[[Device], str | None] = lambda device: None
+    check: Callable[[ModelSizes], None] = _takes_any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,8 +159,12 @@ def _of_either(plain: Linear, quantized: QuantizedLinear) -> Linear:
     return linear
 
 
-def resolve(backend: str) -> Ops:
+def resolve(backend: str, model: ModelSizes | None = None) -> Ops:
     """The ops of a backend, all of which can run on this machine's default device; `auto` is that device's backend.
+
+    Args:
+        backend: its name, or `auto`.
+        model: what they must take; None where there is none yet.
 
     Raises:
         NotImplementedError: some op declines; names each one and why, in one line.
@@ -154,7 +179,7 @@ def resolve(backend: str) -> Ops:
     if backend not in PLATFORMS:
         raise NotImplementedError(f"backend {backend!r}: there are {', '.join(PLATFORMS)}; set JAX_PLATFORMS=cpu")
     ops = implementations(backend)
-    refusals = [(reason, op) for op, each in ops.chosen.items() if (reason := _refusal(backend, each, device))]
+    refusals = [(reason, op) for op, each in ops.chosen.items() if (reason := _refusal(backend, each, device, model))]
     if refusals:
         by_reason = groupby(sorted(refusals), key=lambda refusal: refusal[0])
         reasons = "; ".join(f"{', '.join(op for _, op in refused)}: {reason}" for reason, refused in by_reason)
@@ -162,10 +187,16 @@ def resolve(backend: str) -> Ops:
     return ops
 
 
-def _refusal(backend: str, implementation: Implementation, device: Device) -> str | None:
+def _refusal(backend: str, implementation: Implementation, device: Device, model: ModelSizes | None) -> str | None:
     if device.platform != PLATFORMS[backend]:
         return f"needs a {PLATFORMS[backend]}, and JAX's default device is a {device.platform} (`auto` takes that)"
-    return implementation.declines(device)
+    if (reason := implementation.declines(device)) or model is None:
+        return reason
+    try:
+        implementation.check(model)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _needs(least: int) -> Callable[[Device], str | None]:
@@ -218,11 +249,13 @@ _HALVING = Implementation("xla", threshold_xla.threshold, "row by row, as many p
 _INTERPRETED = "the kernel of cuda, run as XLA operations"
 
 
-def _triton(kernel: Callable[..., Any], reason: str) -> dict[str, Implementation]:
+def _triton(
+    kernel: Callable[..., Any], reason: str, check: Callable[[ModelSizes], None] = _takes_any
+) -> dict[str, Implementation]:
     """A kernel, as it is and interpreted."""
     return {
-        "interpret": Implementation("pallas_triton", partial(kernel, interpret=True), _INTERPRETED),
-        "cuda": Implementation("pallas_triton", kernel, reason, _needs(AMPERE)),
+        "interpret": Implementation("pallas_triton", partial(kernel, interpret=True), _INTERPRETED, check=check),
+        "cuda": Implementation("pallas_triton", kernel, reason, _needs(AMPERE), check),
     }
 
 
@@ -262,6 +295,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
             _lora_mosaic,
             "the same by Mosaic for decode, on plain cores; never timed against Triton's, which has prefill",
             _needs(HOPPER),
+            lambda model: check_columns(*model.modules),
         ),
         "tpu": _ITEMS,
     },
@@ -281,6 +315,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
         **_triton(
             paged_attention_triton.paged_attention,
             "one kernel for decode and prefill that reads the stacked cache through the block tables",
+            lambda model: check_width(model.head),
         ),
         "tpu": _BLOCKS,
     },

@@ -4,6 +4,7 @@ Kernels get whole arrays and mask for themselves: blocks that do not divide an a
 (JAX 0.10), and there is no scalar prefetch, so whatever depends on data is loaded inside the kernel anyway.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,13 @@ from jax import Array, ShapeDtypeStruct, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Float, Float32
+
+DEPRECATED = (
+    "The Pallas Triton backend is deprecated and will be removed in a future JAX version. To keep using Pallas on GPU,"
+    " please migrate to the Mosaic GPU backend. To keep using Triton, switch to the official Triton bindings and"
+    " jax_triton."
+)
+"""What lowering warns of, from JAX 0.11 on."""
 
 
 def triton_call(
@@ -36,8 +44,8 @@ def triton_call(
         input_output_aliases: input that the output is written over -> 0.
         interpret: run it as plain XLA operations, on any device.
     """
-    # From JAX 0.11 on, lowering warns; that is long after this returns, so no context can hold the filter.
-    warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+    # Lowering is long after this returns, so no context can hold the filter.
+    warnings.filterwarnings("ignore", f"{re.escape(DEPRECATED)}$", DeprecationWarning)
     called: Callable[..., Any] = pl.pallas_call(
         kernel,
         out_shape=out_shape,

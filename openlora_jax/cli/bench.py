@@ -91,7 +91,7 @@ def kernels(
 ) -> None:
     """Each op as a backend runs it, checked, beside XLA's plain forms of it and the floor of the device.
 
-    All but adapters in int4, heads and embeddings of an adapter's own, and writes to a KV cache in int8.
+    All but embeddings of an adapter's own, which are one gather.
 
     By default the sizes are two minutes' work for a CPU, and a server's for a GPU. What fails or is wrong is not timed,
     and the status is 1.

@@ -29,7 +29,7 @@ def doctor(
 ) -> None:
     """Prints versions, devices, the implementation chosen for each op and, given a base model, the memory plan.
 
-    The status is 2 where the backend cannot run on this machine.
+    The status is 2 where the backend cannot run on this machine, or not this base model.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU may be in use, by a server for example
     import jax
@@ -47,13 +47,14 @@ def doctor(
     with contextlib.suppress(RuntimeError, AssertionError):  # no device: the ops below say so in their own words
         kinds = {str(device): device.device_kind for device in jax.devices()}
         console.print(_table("devices", kinds | {"memory of the first, MB": f"{device_memory() / 1e6:,.1f}"}))
-    console.print(_ops(settings.backend))
+    console.print(_ops(settings.backend, base))
 
 
-def _ops(backend: BackendName) -> Table:
+def _ops(backend: BackendName, base: str | Path | None) -> Table:
     from openlora_jax.llm import resolve_ops
+    from openlora_jax.model.checkpoint import BaseManifest
 
-    ops = resolve_ops(backend)
+    ops = resolve_ops(backend, BaseManifest.read(Path(base)).config if base is not None else None)
     return _table(f"ops of backend {ops.backend}", {op: (each.name, each.reason) for op, each in ops.chosen.items()})
 
 

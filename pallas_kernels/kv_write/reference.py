@@ -37,8 +37,8 @@ def put(
     place: Int[Array, "T L"],
     unique: bool = False,
 ) -> KvCache:
-    """One scatter for each array; what goes past the cache's end is dropped. `unique`: no index comes twice."""
-    how: dict[str, Any] = {"mode": "drop", "unique_indices": unique}
+    """One scatter for each array; what goes to no block of the cache is dropped. `unique`: no index comes twice."""
+    how: dict[str, Any] = {"mode": "drop", "unique_indices": unique, "wrap_negative_indices": False}
     return KvCache(
         keys=kv.keys.at[layer, block, :, :, place].set(new.keys, **how),
         values=kv.values.at[layer, block, :, place].set(new.values, **how),

@@ -25,8 +25,7 @@ def check_operands(
     kv_heads, block_tokens = values.shape[2:4]
     if width != values.shape[4]:
         raise ValueError(f"queries are {width} wide, keys and values {values.shape[4]}")
-    if width > MAX_COLUMNS:
-        raise ValueError(f"heads are {width} wide; the kernel takes at most {MAX_COLUMNS}")
+    check_width(width)
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} KV heads evenly")
     if block_tokens % MIN_SIDE:
@@ -34,6 +33,12 @@ def check_operands(
     for name, of_tiles in (("table", table), ("start", start), ("length", length)):
         if of_tiles.shape[0] != q.shape[0]:
             raise ValueError(f"{name} is of {of_tiles.shape[0]} tiles, the queries of {q.shape[0]}")
+
+
+def check_width(width: int) -> None:
+    """That the registers hold the heads of a model. Raises ValueError."""
+    if width > MAX_COLUMNS:
+        raise ValueError(f"heads are {width} wide; the kernel takes at most {MAX_COLUMNS}")
 
 
 def _check_cache(q: Float[Array, "T L H E"], kv: KvCache) -> None:

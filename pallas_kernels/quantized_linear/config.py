@@ -15,6 +15,8 @@ WIDEST = 64
 BLOCK = 64
 """Codes' bytes that a loop's step takes of each row of W: with 4 bits, two products that sum over 64 columns."""
 STAGES = 5
+LOOKED_UP_STAGES = 4
+"""Where levels are looked up, which takes shared memory too: an L4, an A10G or an RTX 4090 has 99 KB for a program."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +43,16 @@ class QuantizedLinearConfig:
         check_size("columns of a product", self.block)
 
 
-def quantized_linear_config(rows: int, outs: int) -> QuantizedLinearConfig:
-    """For x of some rows, and W of some."""
+def quantized_linear_config(rows: int, outs: int, *, looked_up: bool = False) -> QuantizedLinearConfig:
+    """For x of some rows, and W of some; `looked_up` says that its codes name levels in a table."""
     mine = min(max(LEAST_SIZE, pl.next_power_of_2(rows)), WIDEST)
     taken = WIDEST
     while taken > LEAST_SIZE and pl.cdiv(rows, mine) * pl.cdiv(outs, taken) < MIN_PROGRAMS:
         taken //= 2
-    return QuantizedLinearConfig(rows=mine, outs=taken, block=BLOCK, warps=taken // LEAST_SIZE, stages=STAGES)
+    return QuantizedLinearConfig(
+        rows=mine,
+        outs=taken,
+        block=BLOCK,
+        warps=taken // LEAST_SIZE,
+        stages=LOOKED_UP_STAGES if looked_up else STAGES,
+    )

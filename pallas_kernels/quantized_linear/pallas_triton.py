@@ -47,7 +47,7 @@ def linear(
 def _product(x: Float[Array, "N I"], weight: QuantizedMatrix, interpret: bool) -> Float[Array, "N O"]:
     check_quantized_linear(x, weight)
     outs, columns = shape_of(weight)
-    config = quantized_linear_config(x.shape[0], outs)
+    config = quantized_linear_config(x.shape[0], outs, looked_up=isinstance(weight, Nf4Matrix))
 
     def quantized_linear_kernel(x_ref: Ref, *refs: Ref) -> None:
         *parts, y_ref = refs

@@ -24,6 +24,8 @@ TIME_LIMIT = 900.0
 Kind = Literal["decode", "prefill"]
 Variant = Literal["whole", "base", "ensembles", "slicing", "keeping"]
 CHIPS = ("a100", "h100", "b200")
+SMALL_CHIP = "l4"
+"""With the least shared memory of all that kernels are for: 99 KB for a program, as an A10G and an RTX 4090 have."""
 MOSAIC_CHIPS = ("h100", "b200")
 KINDS: tuple[Kind, ...] = ("decode", "prefill")
 STEPS = tuple(product(CHIPS, KINDS))

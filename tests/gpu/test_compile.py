@@ -8,6 +8,7 @@ from tests.gpu.cases import (
     CHIPS,
     KINDS,
     MOSAIC_CHIPS,
+    SMALL_CHIP,
     Case,
     CompileFailed,
     Kind,
@@ -16,6 +17,7 @@ from tests.gpu.cases import (
     compiled_vast,
     reason_to_skip,
 )
+from tests.gpu.workloads import INT4_PAGES, KV_INT8
 
 PROJECTION_GROUPS = 4
 """Of a layer: q/k/v, o, gate/up, down."""
@@ -71,6 +73,20 @@ def test_kernels_that_only_some_need_stay_within_their_budget(chip: str) -> None
     assert budget.breaches(budget.of_alone(chip), budget.read_alone(chip)) == []
     assert {name: kernel.spilled for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
     assert {name for name, kernel in kernels.items() if kernel.mma == "none"} == {f"affine {kind}" for kind in KINDS}
+
+
+def test_kernels_that_only_some_need_fit_a_small_chip() -> None:
+    """XLA refuses what takes more shared memory than a chip has."""
+    kernels = compiled_alone(SMALL_CHIP)
+    assert {name: kernel.spilled for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
+
+
+@pytest.mark.slow
+@each_step
+@pytest.mark.parametrize("workload", [WORKLOAD, *INT4_PAGES, *KV_INT8])
+def test_a_step_fits_a_small_chip(kind: Kind, workload: str) -> None:
+    kernels = compiled(Case(SMALL_CHIP, kind, workload, 1)).kernels
+    assert {name: kernel.spilled for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
 
 
 @on_each_chip

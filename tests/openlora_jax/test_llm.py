@@ -4,6 +4,7 @@ import itertools
 import logging
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from openlora_jax.errors import (
     UnknownAdapter,
 )
 from openlora_jax.inputs import Adapter, Prompt
+from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.observed import Observed, observed_path
 from openlora_jax.outputs import Generation, collect
 from pallas_kernels.kv_cache import KvCache
 from tests.openlora_jax.adapters.poison import write_that_fails_when_it_runs, write_that_takes_the_pool_with_it
+from tests.openlora_jax.test_tokenizer import byte_level, write_base
 from tests.openlora_jax.tiny import DIGEST, MODEL, SETTINGS
 
 PROMPTS: list[Prompt] = ["hello", [5, 6, 7], [{"role": "user", "content": "hi"}], "the sea is", "a", [9] * 40]
@@ -341,6 +344,13 @@ def test_facts(tiny_llm: LLM) -> None:
 def test_settings_that_cannot_work(tiny_base: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         LLM(tiny_base, **settings)
+
+
+def test_a_model_that_a_kernel_does_not_take_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    write_base(tmp_path, byte_level())
+    BaseManifest(config=replace(MODEL, head_dim=130), dtype="float32", digest=DIGEST, source="none").write(tmp_path)
+    with pytest.raises(InvalidConfig, match=r"backend .interpret. .*: paged_attention: heads are 130 wide"):
+        LLM(tmp_path, backend="interpret")
 
 
 def test_a_config_stands_alone(tiny_base: Path, tiny_llm: LLM) -> None:

@@ -101,6 +101,18 @@ def test_padding_tiles_touch_nobodys_block_alone(kv_write: KvWrite) -> None:
     np.testing.assert_array_equal(after.values[:, 1:], cache(want).values[:, 1:])
 
 
+@pytest.mark.parametrize("kv_write", [reference.kv_write, xla.kv_write_scatter], ids=["reference", "scatter"])
+@pytest.mark.parametrize("block", [-(2**31), -1, 2**31 - 1])
+def test_a_block_that_is_not_there_is_nobody_elses(kv_write: KvWrite, block: int) -> None:
+    shape = Shape()
+    tiles, before = scene(shape, [3, 20], [0, 0])
+    new = jnp.ones((2, 1, shape.kv_heads, shape.width))
+    table, once = jnp.full_like(tiles.table, block), jnp.ones(2, jnp.int32)
+    after = jax.jit(kv_write)(cache(before), new, new, jnp.int32(0), table, tiles.start, 0 * once, once)
+    np.testing.assert_array_equal(after.keys, cache(before).keys)
+    np.testing.assert_array_equal(after.values, cache(before).values)
+
+
 @IMPLEMENTATIONS
 def test_two_tiles_may_share_their_columns(kv_write: KvWrite) -> None:
     """As where a mix changes between two tokens of a tile."""

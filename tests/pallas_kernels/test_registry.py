@@ -17,7 +17,7 @@ from pallas_kernels.lora.api import EmbeddingLora, Lora
 from pallas_kernels.paged_attention.api import PagedAttention
 from pallas_kernels.quantized_linear.api import QuantizedLinear
 from pallas_kernels.quantized_linear.layers import QuantizedLayers
-from pallas_kernels.registry import PLATFORMS, TABLE, Implementation, implementations, resolve
+from pallas_kernels.registry import PLATFORMS, TABLE, Implementation, ModelSizes, implementations, resolve
 from pallas_kernels.saved.api import SavedEmbedding, SavedLinear
 from pallas_kernels.shortcut import Shortcut
 from pallas_kernels.threshold.api import Threshold
@@ -99,6 +99,27 @@ def test_mosaic_was_made_for_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     use_device(monkeypatch, "gpu", compute_capability="8.9")
     with pytest.raises(NotImplementedError, match=r"'mosaic' cannot serve here: lora: needs an .* 9.0 or newer.*8.9$"):
         resolve("mosaic")
+
+
+@pytest.mark.parametrize(
+    ("backend", "head", "width", "problem"),
+    [
+        ("cuda", 128, 1536, None),
+        ("cuda", 256, 1536, "paged_attention: heads are 256 wide; the kernel takes at most 128"),
+        ("mosaic", 64, 1504, "lora: columns of A or B: 1504; must be a multiple of 64"),
+    ],
+)
+def test_a_model_that_a_kernel_does_not_take(
+    monkeypatch: pytest.MonkeyPatch, backend: str, head: int, width: int, problem: str | None
+) -> None:
+    use_device(monkeypatch, "gpu", compute_capability="9.0")
+    model = ModelSizes(head=head, modules=(512, width))
+    if problem is None:
+        assert resolve(backend, model).backend == backend
+        return
+    with pytest.raises(NotImplementedError) as caught:
+        resolve(backend, model)
+    assert str(caught.value) == f"backend {backend!r} cannot serve here: {problem}"
 
 
 def test_reasons_differ_by_op(monkeypatch: pytest.MonkeyPatch) -> None:

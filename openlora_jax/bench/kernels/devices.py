@@ -1,5 +1,6 @@
 """What a device can do at best: from its data sheet where it is known, else measured."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ DATA_SHEETS = (
     DataSheet("RTX 3090", 936.0, 71.0, 35.6, 6),
     DataSheet("RTX 4090", 1008.0, 165.0, 82.6, 72),
 )
-"""By what JAX's `device_kind` contains; the first that fits."""
+"""By what JAX's `device_kind` contains, as whole words: an L40 is no L4, and a GH200 no H200."""
 
 
 def peak(device: jax.Device, dtype: Dtype) -> Peak:
@@ -77,7 +78,7 @@ def peak(device: jax.Device, dtype: Dtype) -> Peak:
 
 def listed(kind: str, dtype: Dtype) -> Peak | None:
     """What the data sheet says, if there is one."""
-    sheet = next((sheet for sheet in DATA_SHEETS if sheet.kind in kind), None)
+    sheet = next((sheet for sheet in DATA_SHEETS if re.search(rf"\b{sheet.kind}\b", kind)), None)
     if sheet is None:
         return None
     return Peak(

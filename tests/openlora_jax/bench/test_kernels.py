@@ -200,6 +200,8 @@ def test_lists_are_full_and_tiles_of_one_adapter_share_its_pages(mix: str) -> No
         ("NVIDIA H100 80GB HBM3", "float32", 3352e9, 67e12),
         ("NVIDIA L40S", "bfloat16", 864e9, 362e12),
         ("NVIDIA L4", "bfloat16", 300e9, 121e12),
+        ("NVIDIA H200", "bfloat16", 4800e9, 989e12),
+        ("NVIDIA GeForce RTX 4090", "float32", 1008e9, 82.6e12),
     ],
 )
 def test_data_sheets_are_found_by_kind(kind: str, dtype: Dtype, bandwidth: float, flops: float) -> None:
@@ -208,8 +210,12 @@ def test_data_sheets_are_found_by_kind(kind: str, dtype: Dtype, bandwidth: float
     assert (peak.bandwidth, peak.flops) == (bandwidth, flops)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40", "NVIDIA GH200 480GB", "NVIDIA RTX 4090D"])
+def test_a_kind_is_matched_by_whole_words(kind: str) -> None:
+    assert listed(kind, "float32") is None
+
+
 def test_what_has_no_data_sheet_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert listed("cpu", "float32") is None
     monkeypatch.setattr("openlora_jax.bench.kernels.devices.MEASURED_BYTES", 1 << 20)
     peak = measured("cpu", "float32")
     assert min(peak.bandwidth, peak.flops) > 1e8

@@ -1,10 +1,13 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
 
+from openlora_jax.model.checkpoint import BaseManifest
 from tests.openlora_jax.cli.conftest import RunCli
+from tests.openlora_jax.tiny import DIGEST, MODEL
 
 
 def test_everything_is_named(openlora: RunCli, tiny_base: Path) -> None:
@@ -35,6 +38,15 @@ def test_a_backend_that_cannot_run_here(openlora: RunCli) -> None:
     assert ended.status == 2
     assert "backend 'cuda'" in ended.err
     assert jax.__version__ in ended.out, "what can be said is said first"
+
+
+def test_a_base_that_the_backend_does_not_take(openlora: RunCli, tmp_path: Path) -> None:
+    BaseManifest(config=replace(MODEL, head_dim=130), dtype="float32", digest=DIGEST, source="none").write(tmp_path)
+    assert openlora("doctor", "--base", tmp_path).status == 0
+    ended = openlora("doctor", "--base", tmp_path, "--backend", "interpret")
+    assert ended.status == 2
+    assert "paged_attention: heads are 130 wide" in ended.err
+    assert "KV blocks" in ended.out, "what can be said is said first"
 
 
 def test_a_machine_without_the_device_asked_for(openlora: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
