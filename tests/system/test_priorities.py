@@ -19,7 +19,7 @@ from tests.system.models import tiny_llm
 
 PROMPT = "the sea is " * 3
 PARAMS = GREEDY.model_copy(update={"max_tokens": 150})
-MAX_WAIT = 2.0
+MAX_WAIT = 3.0
 
 
 def request(llm: LLM, adapter: str, scheduling: SchedulingParams, **params: Any) -> GenerateRequest:
@@ -63,7 +63,7 @@ def test_ageing_bounds_the_wait_behind_a_higher_class_that_never_ends(
 ) -> None:
     low, high = SchedulingParams(priority="low"), SchedulingParams(priority="high")
     with tiny_llm(base, store, max_wait=MAX_WAIT) as llm, ThreadPoolExecutor(1) as threads:
-        flooding = request(llm, names[0], high, max_tokens=20)
+        flooding = request(llm, names[0], high, max_tokens=8)
         flood = deque(llm.engine.submit(flooding) for _ in range(3 * llm.config.max_rows))
         end = time.monotonic() + 4 * MAX_WAIT
         waiting = threads.submit(collect, llm.engine.submit(request(llm, names[0], low, max_tokens=1)))
