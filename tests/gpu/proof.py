@@ -62,9 +62,9 @@ ALONE = """
 ## Kernels that only some models or adapters need
 
 Compiled alone, for Llama-3.1-8B's sizes: products of 1, 64 and 128 rows, the most that the kernel has, by a small, a
-wide and a long matrix in each format; gains and biases for all rows or tiles of a step, on q/k/v and down. What comes
-after *mma* is from the emulator again: products of 1 to 128 rows and 576 to 4096 columns, gains and biases of 576 to
-14336.
+wide and a long matrix in each format; gains and biases for all rows or tiles of a step, on q/k/v and down; logits of 1
+and 64 rows by 5 heads of adapters' own, past 4 GiB. What comes after *mma* is from the emulator again, but for heads,
+which were not executed: products of 1 to 128 rows and 576 to 4096 columns, gains and biases of 576 to 14336.
 
 *Sectors* of a product are those of codes, scales and offsets at 4096 columns and up to 64 rows, and in parentheses with
 what a program asks for again, out of the L1 cache: a turn of its loop takes 2 to 8 bytes of a sector of scales, and
