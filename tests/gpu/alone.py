@@ -15,6 +15,7 @@ from openlora_jax.bench.kernels.quantized_cases import FORMATS
 from openlora_jax.engine.work import work_list
 from openlora_jax.quantization.format import Quantization
 from openlora_jax.quantization.matrix import described
+from pallas_kernels.lora.api import WorkList
 from pallas_kernels.quantized_linear.config import MOST_ROWS
 from pallas_kernels.registry import implementations
 from tests.gpu.cases import KINDS, Kind
@@ -35,12 +36,15 @@ MATRICES = (
 """Small, wide and long."""
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("down_proj",))
 """Modules that gains and biases are for."""
+HEADS = 5
+"""Of adapters' own: more than 4 GiB."""
 
 
 def main() -> None:
     (chip,) = sys.argv[1:]
     programs = {f"quantized_linear {how}": products(how) for how in FORMATS}
     programs |= {f"affine {kind}": changes(kind) for kind in KINDS}
+    programs |= {"saved_linear": heads()}
     found = {}
     for name, program in programs.items():
         with tempfile.TemporaryDirectory() as dump:
@@ -56,31 +60,57 @@ def products(how: Quantization) -> Step:
     def multiply(inputs: Any, matrices: Any) -> Any:
         return [linear(x, (matrix,), FIRST) for mine, matrix in zip(inputs, matrices, strict=True) for x in mine]
 
-    inputs = [[jax.ShapeDtypeStruct((rows, 1, columns), "bfloat16") for rows in ALL_ROWS] for _, columns in MATRICES]
+    inputs = [[_array(rows, 1, columns) for rows in ALL_ROWS] for _, columns in MATRICES]
     return Step(multiply, {"inputs": inputs, "matrices": [described(shape, how) for shape in MATRICES]}, donated=())
 
 
 def changes(kind: Kind) -> Step:
     """What each group computes, changed by a page of every row or tile."""
     affine = implementations("cuda").affine
-    tiles, tokens = ROWS, 1
-    if kind == "prefill":
-        tiles, tokens = ENGINE.prefill_chunk // ENGINE.prefill_tile, ENGINE.prefill_tile
+    tiles, tokens = _tiles(kind)
     widths = [[module_shapes(LLAMA_8B)[module].d_out for module in group] for group in GROUPS]
 
     def change(outputs: Any, pools: Any, work: Any) -> Any:
         pairs = zip(outputs, pools, strict=True)
         return [affine(y, tuple(mine), FIRST, work, tuple(range(len(mine)))) for y, mine in pairs]
 
-    def array(*dims: int) -> Any:
-        return jax.ShapeDtypeStruct(dims, "bfloat16")
-
     operands = {
-        "outputs": [array(tiles, tokens, sum(each)) for each in widths],
-        "pools": [[array(LLAMA_8B.num_layers, 1 + ROWS, 2, width) for width in each] for each in widths],
-        "work": jax.eval_shape(lambda: work_list((), tiles, ROWS, {})),
+        "outputs": [_array(tiles, tokens, sum(each)) for each in widths],
+        "pools": [[_array(LLAMA_8B.num_layers, 1 + ROWS, 2, width) for width in each] for each in widths],
+        "work": _work(tiles),
     }
     return Step(change, operands, donated=(0,))
+
+
+def heads() -> Step:
+    """Logits of one row and of a full batch, by heads of adapters' own."""
+    saved_linear = implementations("cuda").saved_linear
+
+    def replace(inputs: Any, outputs: Any, pool: Any, work: Any) -> Any:
+        operands = zip(inputs, outputs, work, strict=True)
+        return [saved_linear(x, y, pool, mine, 0) for x, y, mine in operands]
+
+    operands = {
+        "inputs": [_array(rows, 1, LLAMA_8B.hidden_size) for rows in (1, ROWS)],
+        "outputs": [_array(rows, 1, LLAMA_8B.vocab_size) for rows in (1, ROWS)],
+        "pool": _array(1, HEADS, LLAMA_8B.vocab_size, LLAMA_8B.hidden_size),
+        "work": [_work(rows) for rows in (1, ROWS)],
+    }
+    return Step(replace, operands, donated=(1,))
+
+
+def _tiles(kind: Kind) -> tuple[int, int]:
+    """How many there are in a step, and the tokens of each."""
+    return (ROWS, 1) if kind == "decode" else (ENGINE.prefill_chunk // ENGINE.prefill_tile, ENGINE.prefill_tile)
+
+
+def _work(tiles: int) -> WorkList:
+    work: WorkList = jax.eval_shape(lambda: work_list((), tiles, ROWS, {}))
+    return work
+
+
+def _array(*dims: int, dtype: str = "bfloat16") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, dtype)
 
 
 if __name__ == "__main__":
