@@ -28,7 +28,7 @@ MAY_IMPORT = {
 """Each package of the house, and which others it may name."""
 
 COMMAND_LINE = ROOT / "openlora_jax" / "cli"
-ORACLES = {"torch", "transformers", "peft", "bitsandbytes", "torchao"}
+ORACLES = {"torch", "transformers", "peft", "bitsandbytes", "torchao", "sentencepiece"}
 ORACLE_USERS = (
     ROOT / "openlora_jax" / "demo" / "training",
     ROOT / "openlora_jax" / "bench" / "peft_peer.py",

@@ -78,6 +78,13 @@ class GgufFile:
             self._file.close()
             raise
 
+    def strings(self, key: str) -> list[str]:
+        """A list of strings of the metadata. Raises BadCheckpoint if it is none."""
+        values = self.metadata.get(key)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise BadCheckpoint(self.path, f"{key} must be a list of strings")
+        return values
+
     def blocks(self, name: str, elements: int) -> Iterator[NDArray[np.float32]]:
         """The tensor in order as float32, cut along its first dimension into arrays of about `elements` elements.
 

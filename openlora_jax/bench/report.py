@@ -30,6 +30,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "throughput": [_fields(samples) for samples in results.throughput.values()],
         "decode_step": [_fields(samples) for samples in results.step.values()],
         "floor": _fields(results.floor),
+        "greedy": _fields(results.greedy),
+        "sampled": _fields(results.sampled),
         "peer": [_fields(samples) for samples in results.peer.values()],
     }
 
@@ -40,7 +42,13 @@ def table(results: Results, workload: Workload, peer: str | None) -> Table:
         f"{workload.requests} requests, {workload.prompt} tokens in, {workload.new} out, greedy: "
         f"medians of {workload.rounds} rounds (smallest .. largest)"
     )
-    grid = Table(title=title, caption=f"floor of a decode step: {_summary(results.floor)} ms")
+    caption = (
+        f"floor of a decode step: {_summary(results.floor)} ms\n"
+        f"of the base model alone, greedy: {_summary(results.greedy)} ms; with temperature, top-k, top-p, min-p, "
+        f"penalties and logprobs in every row: {_summary(results.sampled)} ms, "
+        f"{_ratio(results.sampled, results.greedy)} times as long"
+    )
+    grid = Table(title=title, caption=caption, caption_justify="left")
     base = results.throughput.get(BASE_ONLY)
     grid.add_column("arm")
     for column in _columns(base is not None, peer):

@@ -32,6 +32,12 @@ BASE_ONLY = "base only"
 STEPS = 8
 """Decode steps dispatched in a row, as the engine does, without waiting for each; a sample is their mean."""
 
+GREEDY = RowSampling()
+SAMPLED = RowSampling(
+    temperature=0.8, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.1, presence_penalty=0.1, logprobs=5
+)
+"""All that a row can ask of the sampler."""
+
 Step = TypeVar("Step")
 
 
@@ -97,11 +103,17 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Tokens per second and milliseconds per decode step, by arm; the floor's and the peer's beside them."""
+    """Tokens per second and milliseconds per decode step, by arm; the floor's and the peer's beside them.
+
+    Attributes:
+        greedy, sampled: a decode step of the base model alone, by how its rows choose.
+    """
 
     throughput: dict[str, Samples]
     step: dict[str, Samples]
     floor: Samples
+    greedy: Samples
+    sampled: Samples
     peer: dict[str, Samples]
 
 
@@ -161,6 +173,8 @@ def measure(llm: LLM, workload: Workload, peer: Peer | None, progress: Progress)
         throughput={arm.name: Samples(arm.name, "tok/s") for arm in grid},
         step={arm.name: Samples(arm.name, "ms") for arm in grid},
         floor=Samples("floor", "ms"),
+        greedy=Samples("greedy", "ms"),
+        sampled=Samples("sampled", "ms"),
         peer={arm.name: Samples(arm.name, "tok/s") for arm in grid} if peer else {},
     )
     floor = Floor(llm.model, llm.runner.parameters, workload.requests)
@@ -168,10 +182,14 @@ def measure(llm: LLM, workload: Workload, peer: Peer | None, progress: Progress)
     for round_number in range(-1, workload.rounds):
         progress("warm-up" if round_number < 0 else f"round {round_number + 1}", round_number + 1, workload.rounds + 1)
         floor_ms = _step_ms(floor.dispatch, jax.block_until_ready)
+        greedy, sampled = (
+            decode_step_ms(llm, [{}] * workload.requests, _middle(workload), how) for how in (GREEDY, SAMPLED)
+        )
         taken = [_round(llm, arm, prompts, workload, peer) for arm in grid]
         if round_number < 0:
             continue
-        results.floor.values.append(floor_ms)
+        for samples, value in ((results.floor, floor_ms), (results.greedy, greedy), (results.sampled, sampled)):
+            samples.values.append(value)
         for arm, (seconds, step_ms, peer_seconds) in zip(grid, taken, strict=True):
             results.throughput[arm.name].values.append(tokens / seconds)
             results.step[arm.name].values.append(step_ms)
@@ -189,17 +207,24 @@ def _round(
     mixes = arm.assign(workload.requests)
     seconds = _seconds(lambda: llm.generate(prompts, params, mixes))
     peer_seconds = _seconds(lambda: peer.generate(prompts, workload.new, arm.adapters)) if peer else 0.0
-    return seconds, decode_step_ms(llm, mixes, workload.prompt + workload.new // 2), peer_seconds
+    return seconds, decode_step_ms(llm, mixes, _middle(workload)), peer_seconds
 
 
-def decode_step_ms(llm: LLM, mixes: Sequence[Mapping[str, float]], position: int) -> float:
+def _middle(workload: Workload) -> int:
+    """Tokens that a row has behind it, halfway through."""
+    return workload.prompt + workload.new // 2
+
+
+def decode_step_ms(
+    llm: LLM, mixes: Sequence[Mapping[str, float]], position: int, sampling: RowSampling = GREEDY
+) -> float:
     """A decode step of the idle engine's runner, so many tokens in; the adapters are resident from a batch before."""
     digests = {name: llm.store.resolve(name) for mix in mixes for name in mix}
     leases = dict(zip(digests, llm.adapters.acquire(*digests.items()), strict=True))
     try:
         llm.adapters.place(*leases.values())
         pages = [tuple((leases[name].pages, weight) for name, weight in mix.items()) for mix in mixes]
-        plan = _decode_plan(llm.config, pages, position)
+        plan = _decode_plan(llm.config, pages, position, sampling)
         return _step_ms(lambda: llm.runner.run(plan), lambda step: step.read())
     finally:
         for lease in leases.values():
@@ -207,13 +232,16 @@ def decode_step_ms(llm: LLM, mixes: Sequence[Mapping[str, float]], position: int
 
 
 def _decode_plan(
-    config: EngineConfig, pages: Sequence[tuple[tuple[AdapterPages, float], ...]], position: int
+    config: EngineConfig,
+    pages: Sequence[tuple[tuple[AdapterPages, float], ...]],
+    position: int,
+    sampling: RowSampling,
 ) -> StepPlan:
     width = position // config.kv_block + 1
     return StepPlan(
         "decode",
         tuple(
-            Tile(row, position, None, range(1 + row * width, 1 + (row + 1) * width), mix, RowSampling())
+            Tile(row, position, None, range(1 + row * width, 1 + (row + 1) * width), mix, sampling)
             for row, mix in enumerate(pages)
         ),
     )

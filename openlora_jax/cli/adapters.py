@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from openlora_jax.adapters.mixes import Member, check_mix, mix_text
 from openlora_jax.adapters.modules import MODULES
 from openlora_jax.adapters.registry import Registration
+from openlora_jax.cli.console import output
 from openlora_jax.cli.members import weighted
 from openlora_jax.errors import BadCheckpoint
 
@@ -40,7 +40,7 @@ def list_adapters(store: StoreOption, as_json: JsonOption = False) -> None:
     table = Table("name", Column("digest", no_wrap=True), "modules", "rank", "pages", "MB", "stored", "registered")
     for row in rows:
         table.add_row(row["name"], row.get("digest", "mix")[:12], *_cells(row), row["registered"][:16])
-    Console().print(table)
+    output().print(table)
 
 
 @app.command()
@@ -69,7 +69,7 @@ def inspect(name: NameArgument, store: StoreOption, as_json: JsonOption = False)
         stored = " ".join(f"{side} {bits.format}" for side, bits in (size.few_bits or {}).items())
         error = f"{max(size.delta_errors):g}" if size.delta_errors else ""
         table.add_row(module, *map(str, sizes), stored, error)
-    Console().print(table)
+    output().print(table)
 
 
 @app.command()
@@ -118,7 +118,7 @@ def _show_mix(name: str, members: Sequence[Member], as_json: bool) -> None:
     for member in members:
         table.add_row(member.adapter, f"{member.weight:g}", member.digest)
     typer.echo(name)
-    Console().print(table)
+    output().print(table)
 
 
 def _open(path: Path) -> "AdapterStore":

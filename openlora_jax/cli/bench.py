@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from openlora_jax.cli.bench_long_tail import coldstart, oversubscribe
 from openlora_jax.cli.bench_options import JsonOption, MarkdownOption, numbers, write
 from openlora_jax.cli.bench_quantised import quantised
+from openlora_jax.cli.console import output
 from openlora_jax.cli.generate import BackendOption
 from openlora_jax.config import Dtype
 
@@ -68,7 +68,7 @@ def throughput(
         ):
             results = measure(llm, workload, other, progress)
             setup = report.setup(llm, workload, other.name if other else None)
-    console = Console()
+    console = output()
     console.print(machine.line(setup["machine"], setup["versions"]))
     console.print(report.table(results, workload, setup["peer"]))
     write(json_file, setup, report.as_json(results))
@@ -120,7 +120,7 @@ def kernels(
         limits = peak(device, workload.dtype)
         results = measure(workload, ops, limits, progress)
     setup = report.setup(workload, ops, device, limits)
-    console = Console()
+    console = output()
     console.print(report.heading(setup))
     console.print(report.table(results, ops.backend))
     write(json_file, setup, report.as_json(results))

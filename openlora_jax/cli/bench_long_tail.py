@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from openlora_jax.bench.long_tail.fleet import Fleet
 from openlora_jax.bench.long_tail.workloads import Coldstart, Oversubscribe
@@ -19,6 +18,7 @@ from openlora_jax.cli.bench_options import (
     numbers,
     write,
 )
+from openlora_jax.cli.console import output
 from openlora_jax.cli.generate import BackendOption
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _stores(cache: Path | None, base: Path, *fleets: Fleet) -> list[Path]:
 
 def _publish(found: "Document", results: Any, json_file: Path | None, markdown: Path | None, plot: Path | None) -> None:
     """Shows the tables, and writes what is asked for."""
-    console = Console()
+    console = output()
     console.print(found.heading)
     for grid in found.grids:
         console.print(grid.rich())

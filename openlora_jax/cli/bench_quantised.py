@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from openlora_jax.cli.bench_options import BaseOption, CacheOption, JsonOption, MarkdownOption, write
+from openlora_jax.cli.console import output
 
 
 def quantised(
@@ -28,7 +28,7 @@ def quantised(
 
     with shown_progress("reading") as progress:
         results = measure(base, cache or user_cache() / "bench", tokens, rounds, progress)
-    console = Console()
+    console = output()
     console.print(report.heading(results))
     for grid in report.grids(results):
         console.print(grid.rich())

@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from openlora_jax import __version__
+from openlora_jax.cli.console import output
 from openlora_jax.cli.generate import BackendOption, BaseOption, ConfigOption
 from openlora_jax.cli.plan_memory import memory_table
 from openlora_jax.config import BackendName
@@ -39,7 +39,7 @@ def doctor(
 
     settings = (ServerConfig.load(config) if config else ServerConfig()).using(backend)
     base = base or settings.base
-    console = Console()
+    console = output()
     own = {"openlora-jax": __version__, "python": platform.python_version()}
     console.print(_table("versions", own | {name: version(name) for name in PACKAGES}))
     if base is not None:

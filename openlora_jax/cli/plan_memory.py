@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
-from rich.console import Console
 from rich.table import Column, Table
 
+from openlora_jax.cli.console import output
 from openlora_jax.cli.generate import ConfigOption, StoreOption
 from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
@@ -54,7 +54,7 @@ def plan_memory(
     _, plan = plan_start(engine, manifest.config, demand, observed, budget)
     if budget is not None:
         plan.check(budget)
-    console = Console()
+    console = output()
     console.print(memory_table(plan))
     console.print(_capacity(engine, manifest.config, budget))
     if adapters:

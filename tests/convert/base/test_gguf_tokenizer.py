@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convert.base.gguf_byte_level import SPLITTINGS
 from convert.base.gguf_file import GgufFile
-from convert.base.gguf_tokenizer import SPLITTINGS, read_gguf_tokenizer
+from convert.base.gguf_tokenizer import read_gguf_tokenizer
 from convert.base.hf_config import read_hf_config
 from convert.base.tokenizer_files import TokenizerFiles
 from openlora_jax.errors import BadCheckpoint, OpenLoraError, UnsupportedFeature
@@ -135,7 +136,7 @@ BAD: dict[str, tuple[dict[str, Any], type[OpenLoraError], str]] = {
     "an unknown pre-tokeniser": ({"pre": "new-bpe"}, UnsupportedFeature, "pre 'new-bpe' .* smollm"),
     "no pre-tokeniser": ({"pre": None}, UnsupportedFeature, "pre 'None'"),
     "the one that guesses": ({"pre": "default"}, UnsupportedFeature, "pre 'default'"),
-    "sentencepiece": ({"model": "llama"}, UnsupportedFeature, "model 'llama' .* Hugging Face directory"),
+    "another kind": ({"model": "bert"}, UnsupportedFeature, "model 'bert' .* Hugging Face directory"),
     "a space in front": ({"add_space_prefix": True}, UnsupportedFeature, "add_space_prefix"),
     "no merges": ({"merges": None}, BadCheckpoint, "merges must be a list"),
     "half a merge": ({"merges": ["a"]}, BadCheckpoint, "merge 'a'"),

@@ -47,7 +47,7 @@ def test_a_quantised_model_takes_no_more_than_itself_and_one_tensor(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_peak_memory_is_little_more_than_the_result(tmp_path: Path) -> None:
+def test_peak_memory_is_no_more_than_the_result_and_the_libraries(tmp_path: Path) -> None:
     source = write_hf(tmp_path / "hf", LARGE, None)
     tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in hf_tensors(read_hf_config(source)).items()}
     output = sum(tensor.size for tensor in tensors.values()) * np.dtype(np.float32).itemsize
@@ -55,5 +55,5 @@ def test_peak_memory_is_little_more_than_the_result(tmp_path: Path) -> None:
     del tensors
     peak = peak_of_conversion(source, tmp_path / "base")
     assert output > 800e6
-    assert output < peak < 1.3 * output + 500e6
+    assert 100e6 < peak < output + 300e6
     assert BaseManifest.read(tmp_path / "base").config == read_hf_config(source)

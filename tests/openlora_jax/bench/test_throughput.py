@@ -44,8 +44,9 @@ def test_every_arm_is_measured_in_every_round(tiny_base: Path, tmp_path: Path) -
     with LLM(tiny_base, tmp_path, config=settings(WORKLOAD).model_copy(update=one_program_of_each_kind)) as llm:
         results = measure(llm, WORKLOAD, peer, lambda stage, done, total: None)
         setup = report.setup(llm, WORKLOAD, peer.name)
-    measured = [*results.throughput.values(), *results.step.values(), *results.peer.values(), results.floor]
-    assert len(measured) == 3 * 9 + 1
+    by_arm = [*results.throughput.values(), *results.step.values(), *results.peer.values()]
+    measured = [*by_arm, results.floor, results.greedy, results.sampled]
+    assert len(measured) == 3 * 9 + 3
     assert all(len(samples.values) == 2 and min(samples.values) > 0 for samples in measured)
     assert peer.calls == [0, 1, 3, 1, 3, 1, 3, 1, 3] * 3
     assert setup["workload"]["ranks"] == (4, 20)
@@ -65,7 +66,9 @@ def test_arms_are_compared_with_the_base_model_if_it_was_run(
     names: tuple[str, ...], peer: str | None, columns: list[str]
 ) -> None:
     samples = {name: Samples(name, "tok/s", [1.0]) for name in names}
-    table = report.table(Results(samples, samples, Samples("floor", "ms", [1.0]), samples), WORKLOAD, peer)
+    one = Samples("", "ms", [1.0])
+    results = Results(throughput=samples, step=samples, floor=one, greedy=one, sampled=one, peer=samples)
+    table = report.table(results, WORKLOAD, peer)
     assert [column.header for column in table.columns] == columns
     assert all(len(list(column.cells)) == len(names) for column in table.columns)
 

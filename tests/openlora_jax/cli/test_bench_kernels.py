@@ -13,7 +13,14 @@ from pallas_kernels.registry import implementations
 from tests.openlora_jax.cli.conftest import RunCli
 
 SMALL = replace(
-    SMOLLM2_135M, vocab_size=96, hidden_size=48, intermediate_size=80, num_layers=2, num_heads=6, num_kv_heads=2
+    SMOLLM2_135M,
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=80,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=32,
 )
 
 
