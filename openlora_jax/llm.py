@@ -358,7 +358,7 @@ def _sizes(model: ModelConfig) -> ModelSizes:
 def _runner(base: Path, config: EngineConfig, model: ModelConfig, ops: Ops, plan: MemoryPlan) -> DeviceRunner:
     """The weights, and the empty caches and pool, on the device."""
     pool = AdapterPool.create(model, plan.pages, jnp.dtype(config.dtype))
-    parameters = Parameters.read(base, model, config.dtype).arranged(ops.quantized_layers)
+    parameters = Parameters.read(base, model, config.dtype, ops.quantized_layers)
     return DeviceRunner(config, model, ops, parameters, pool)
 
 

@@ -69,7 +69,7 @@ class Measured:
         scores: share of right answers, by form; none where there is no task.
         moved: mean distance of a token's log-probability to that with 16 bits, in int8 and int4.
         without: the same of the base, which shows what the adapter does at all.
-        loads: seconds from the disk, out of the page cache, to the pool, by `LOADS`.
+        loads: seconds from files in the page cache to the pool, by `LOADS`.
     """
 
     name: str

@@ -137,9 +137,9 @@ def few_bits(
     markdown: MarkdownOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """The demo's adapters and 20 random ones in 16, 8 and 4 bits: errors, answers, bytes, and loads from the disk.
+    """The demo's adapters and 20 random ones in 16, 8 and 4 bits: errors, answers, bytes, and loads.
 
-    Takes four minutes on two cores.
+    These are from files in the page cache. Takes four minutes on two cores.
     """
     from importlib import resources
 

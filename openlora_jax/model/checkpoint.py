@@ -7,7 +7,7 @@ BASE/tokenizer.json, BASE/tokenizer_config.json, and BASE/chat_template.jinja wh
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +23,7 @@ from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint
 from openlora_jax.model.config import CHECKED, ModelConfig
 from openlora_jax.model.stored import joined, stored_arrays
+from openlora_jax.model.weight import Weight
 from openlora_jax.model.weights import weight_table
 from openlora_jax.untrusted import read_json_object
 
@@ -90,22 +91,34 @@ def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, Any
     Raises:
         BadCheckpoint: the directory is damaged or holds another model's weights.
     """
+    [weights] = read_in_groups(base, config, dtype, [weight_table(config)])
+    return weights
+
+
+def read_in_groups(
+    base: Path, config: ModelConfig, dtype: Dtype, groups: Iterable[Collection[str]]
+) -> Iterator[dict[str, Any]]:
+    """The same, a group of names after the other; who has done with one may let go of it before the next is read."""
     path = (base / "weights").absolute()
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     table = weight_table(config)
-    arrays = stored_arrays(table, dtype)
-    how = {
-        name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=array.dtype)
-        for name, array in arrays.items()
-    }
     try:
         handler = ocp.PyTreeCheckpointHandler(use_zarr3=True)
         with ocp.Checkpointer(handler) as checkpointer:
-            check_stored(path, handler.metadata(path).tree, arrays)
-            args = ocp.args.PyTreeRestore(item=dict.fromkeys(arrays, 0), restore_args=how)
-            values: dict[str, jax.Array] = checkpointer.restore(path, args=args)
+            check_stored(path, handler.metadata(path).tree, stored_arrays(table, dtype))
+            for group in groups:
+                yield _restored(checkpointer, path, {name: table[name] for name in group}, dtype)
     except (OSError, ValueError, KeyError) as error:
         raise BadCheckpoint(path, f"cannot be restored ({str(error)[:200]}); convert the model again") from error
+
+
+def _restored(checkpointer: ocp.Checkpointer, path: Path, table: Mapping[str, Weight], dtype: Dtype) -> dict[str, Any]:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    how = {
+        name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=array.dtype)
+        for name, array in stored_arrays(table, dtype).items()
+    }
+    args = ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=how, partial_restore=True)
+    values: dict[str, jax.Array] = checkpointer.restore(path, args=args)
     _check_scales(path, values)
     return joined(table, values)
 

@@ -1,6 +1,8 @@
 """A model's weights in the form that a step takes: flat leaves, matrices one array a layer, vectors stacked."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ from jax import Array
 from jaxtyping import Float
 
 from openlora_jax.config import Dtype
-from openlora_jax.model.checkpoint import read_weights
+from openlora_jax.model.checkpoint import read_in_groups
 from openlora_jax.model.config import ModelConfig
-from openlora_jax.model.transformer import Linear, Norm, Transformer
-from openlora_jax.model.weights import with_values
+from openlora_jax.model.transformer import Norm, Transformer
+from openlora_jax.model.weights import weight_table, with_values
 from pallas_kernels.quantized import QuantizedMatrix
-from pallas_kernels.quantized_linear.layers import QuantizedLayers
+from pallas_kernels.quantized_linear.layers import QuantizedLayers, separate
 
 LayerMatrices = tuple[Float[Array, "_ _"] | QuantizedMatrix, ...]
+MATRICES = ("gate_up", "down", "qkv", "o")
+"""The kinds of a layer's matrices, in the order in which they are read: the largest first, while there is most room."""
 
 
 @jax.tree_util.register_dataclass
@@ -40,43 +44,52 @@ class Parameters:
     head: Float[Array, "V D"] | QuantizedMatrix
 
     @classmethod
-    def read(cls, base: Path, config: ModelConfig, dtype: Dtype) -> "Parameters":
-        """The weights of a base directory, on the default device. Raises BadCheckpoint."""
-        model = Transformer(config)
-        with_values(model, read_weights(base, config, dtype))
-        return cls.of(model)
+    def read(cls, base: Path, config: ModelConfig, dtype: Dtype, layers: QuantizedLayers = separate) -> "Parameters":
+        """The weights of a base directory, on the default device; quantised ones as a backend reads them best.
 
-    def arranged(self, layers: QuantizedLayers) -> "Parameters":
-        """The same, with quantised matrices as a backend reads them best."""
-        groups = {name: getattr(self, name) for name in ("qkv", "o", "gate_up", "down")}
-        found: dict[str, Any] = {
-            name: layers(weights) for name, weights in groups.items() if isinstance(weights[0], QuantizedMatrix)
-        }
-        return replace(self, **found)
+        One kind of the layers' matrices is read and arranged after the other, so that only one is in memory twice.
+
+        Raises:
+            BadCheckpoint: the directory is damaged or holds another model's weights.
+        """
+        kinds = {kind: [f"layers.{index}.{kind}.weight" for index in range(config.num_layers)] for kind in MATRICES}
+        others = weight_table(config).keys() - set(chain(*kinds.values()))
+        model = Transformer(config)
+        read = read_in_groups(base, config, dtype, [others, *kinds.values()])
+        with_values(model, next(read))
+        return cls.of(model, {kind: _arranged(tuple(next(read).values()), layers) for kind in kinds})
 
     @classmethod
-    def of(cls, model: Transformer) -> "Parameters":
-        """The leaves of a model whose weights have values. A tied head is the embedding, not a copy."""
+    def of(cls, model: Transformer, matrices: Mapping[str, LayerMatrices] | None = None) -> "Parameters":
+        """The leaves of a model whose weights have values. A tied head is the embedding, not a copy.
+
+        Args:
+            model: the model.
+            matrices: those of the layers, by kind, where it has none.
+        """
         layers = list(model.layers)
+        if matrices is None:
+            matrices = {kind: tuple(getattr(layer, kind).weight.get_value() for layer in layers) for kind in MATRICES}
         embed = model.embed.weight.get_value()
         return cls(
             embed=embed,
             attention_norm=_stacked([layer.attention_norm.weight for layer in layers]),
-            qkv=_matrices([layer.qkv for layer in layers]),
             qkv_bias=_optional([layer.qkv.bias for layer in layers]),
             q_norm=_norms([layer.q_norm for layer in layers]),
             k_norm=_norms([layer.k_norm for layer in layers]),
-            o=_matrices([layer.o for layer in layers]),
             mlp_norm=_stacked([layer.mlp_norm.weight for layer in layers]),
-            gate_up=_matrices([layer.gate_up for layer in layers]),
-            down=_matrices([layer.down for layer in layers]),
             norm=model.norm.weight[...],
             head=embed if model.head is None else model.head.weight.get_value(),
+            **matrices,
         )
 
 
-def _matrices(linears: list[Linear]) -> LayerMatrices:
-    return tuple(linear.weight.get_value() for linear in linears)
+def _arranged(weights: tuple[Any, ...], layers: QuantizedLayers) -> LayerMatrices:
+    """When it is there, so that nothing else keeps what it was made of."""
+    if not isinstance(weights[0], QuantizedMatrix):
+        return weights
+    found: LayerMatrices = jax.block_until_ready(layers(weights))
+    return found
 
 
 def _stacked(vectors: list[nnx.Param[Array]]) -> Float[Array, "Y W"]:

@@ -18,9 +18,10 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
 
 
 def with_values(model: nnx.Module, values: Mapping[str, Any]) -> None:
-    """Gives every parameter of an abstract model its value, by flat name; a missing one raises KeyError."""
-    for name, parameter in _parameters(model).items():
-        parameter.set_value(values[name])
+    """Gives parameters of an abstract model their values, by flat name; one that it does not have raises KeyError."""
+    parameters = _parameters(model)
+    for name, value in values.items():
+        parameters[name].set_value(value)
 
 
 def random_weights(config: ModelConfig, seed: int, deviation: float = 0.02) -> dict[str, np.ndarray]:

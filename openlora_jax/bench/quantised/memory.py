@@ -63,7 +63,7 @@ def main() -> None:
     jax.block_until_ready(jnp.stack([jnp.zeros(1)] * 2))
     for base in map(Path, sys.argv[1:]):
         manifest = BaseManifest.read(base)
-        jax.block_until_ready(Parameters.read(base, manifest.config, manifest.dtype).arranged(ops.quantized_layers))
+        jax.block_until_ready(Parameters.read(base, manifest.config, manifest.dtype, ops.quantized_layers))
 
 
 if __name__ == "__main__":
