@@ -22,6 +22,7 @@ from openlora_jax.adapters.pages import placed
 from openlora_jax.adapters.pool import AdapterPool
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import synthetic_manifest, synthetic_tensors
+from openlora_jax.bench.long_tail import page_cache
 from openlora_jax.demo.training.behaviour import Behaviour
 from openlora_jax.demo.training.json_objects import JSON
 from openlora_jax.demo.training.pirate import PIRATE
@@ -49,9 +50,9 @@ HEAD = """\
 `openlora bench few-bits` writes this page. *Bytes* are over those of the same adapter in bfloat16. *Error* is what
 rounding changed of the delta of a module in a layer, in its Frobenius norm: the median, and the worst. *Score* is that
 of the demo's held-out tasks. *Moved* is the mean distance of a held-out token's log-probability to that with 16 bits,
-beside that of leaving the adapter out. *Load* is from files in the page cache to the pool: as plain pages in the pool's
-dtype, and int4 in pages of 4 bits. Columns of the random adapters differ in size by a standard deviation of a half in
-the logarithm, so that groups are rounded worse than those of trained ones.
+beside that of leaving the adapter out. *Load* is from files in the page cache to the pool, *cold* from files out of it:
+as plain pages in the pool's dtype, and int4 in pages of 4 bits. Columns of the random adapters differ in size by a
+standard deviation of a half in the logarithm, so that groups are rounded worse than those of trained ones.
 
 """
 
@@ -70,6 +71,8 @@ class Measured:
         moved: mean distance of a token's log-probability to that with 16 bits, in int8 and int4.
         without: the same of the base, which shows what the adapter does at all.
         loads: seconds from files in the page cache to the pool, by `LOADS`.
+        cold: the same from files out of it.
+        stayed: files that could not be taken out of it.
     """
 
     name: str
@@ -81,6 +84,8 @@ class Measured:
     moved: list[float] = field(default_factory=list)
     without: float = 0.0
     loads: list[float] = field(default_factory=list)
+    cold: list[float] = field(default_factory=list)
+    stayed: int = 0
 
 
 def random_adapters(config: ModelConfig, base_digest: str) -> dict[str, Adapter]:
@@ -137,23 +142,33 @@ def answer(llm: LLM, adapters: Sequence[Measured]) -> None:
 
 
 def load(store: AdapterStore, config: ModelConfig, dtype: str, adapters: Sequence[Measured]) -> None:
-    """Times every adapter's way from the files to the device, in turns; what was not compiled before does not count."""
+    """Times every adapter's way from the files to the device, in turns; what was not compiled before does not count.
+
+    Raises:
+        InvalidConfig: this system cannot take files out of its page cache.
+    """
     capacities = dict.fromkeys((*LINEAR, *INT4), 1 + max(measured.rank for measured in adapters) // PAGE_RANK + 1)
     pool = AdapterPool.create(config, capacities, jnp.dtype(dtype))
     pool.compile()
+
+    def seconds(digest: str, arm: str) -> float:
+        begin = time.perf_counter()
+        manifest, tensors = store.read(digest)
+        counts = placed(manifest.pages, capacities if arm == LOADS[-1] else {})
+        pages = {name: tuple(range(1, 1 + count)) for name, count in counts.items()}
+        pool.write(pages, pool.stage(counts, tensors))
+        jax.block_until_ready(pool.arrays)
+        return time.perf_counter() - begin
+
     for measured in adapters:
-        samples: dict[str, list[float]] = {arm: [] for arm in LOADS}
+        loads, cold = ({arm: list[float]() for arm in LOADS} for _ in range(2))
         for _ in range(1 + ROUNDS):
             for arm in LOADS:
                 digest = store.resolve(_named(measured.name, arm.removesuffix(" pages")))
-                begin = time.perf_counter()
-                manifest, tensors = store.read(digest)
-                counts = placed(manifest.pages, capacities if arm == LOADS[-1] else {})
-                pages = {name: tuple(range(1, 1 + count)) for name, count in counts.items()}
-                pool.write(pages, pool.stage(counts, tensors))
-                jax.block_until_ready(pool.arrays)
-                samples[arm].append(time.perf_counter() - begin)
-        measured.loads = [median(samples[arm][1:]) for arm in LOADS]
+                measured.stayed += page_cache.drop(store, [digest])
+                cold[arm].append(seconds(digest, arm))
+                loads[arm].append(seconds(digest, arm))
+        measured.loads, measured.cold = ([median(found[arm][1:]) for arm in LOADS] for found in (loads, cold))
 
 
 def markdown(adapters: Sequence[Measured]) -> str:
@@ -161,10 +176,12 @@ def markdown(adapters: Sequence[Measured]) -> str:
     columns = (
         "adapter", "rank", "modules", "int8 bytes", "int4 bytes", "int8 error", "int4 error", "int4 worst",
         "score 16 bits", "int8", "int4", "moved by int8", "by int4", "by leaving it out",
-        *(f"{'load, ms: ' if not index else ''}{arm}" for index, arm in enumerate(LOADS)),
+        *(f"{'' if index else title}{arm}" for title in ("load, ms: ", "cold: ") for index, arm in enumerate(LOADS)),
     )  # fmt: skip
     lines = [columns, ("---", *["--:"] * (len(columns) - 1)), *map(_cells, adapters)]
-    return HEAD + "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    stayed = sum(measured.stayed for measured in adapters)
+    head = f"{HEAD}Files that could not be taken out of the page cache: {stayed}.\n\n"
+    return head + "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def _cells(measured: Measured) -> tuple[str, ...]:
@@ -180,7 +197,7 @@ def _cells(measured: Measured) -> tuple[str, ...]:
         f"{max(measured.errors[1]):.3f}",
         *scores,
         *(f"{moved:.4f}" for moved in (*measured.moved, measured.without)),
-        *(f"{1000 * seconds:.1f}" for seconds in measured.loads),
+        *(f"{1000 * seconds:.1f}" for seconds in (*measured.loads, *measured.cold)),
     )
 
 

@@ -23,6 +23,8 @@ def test_random_adapters_are_measured_in_every_form(tmp_path: Path, monkeypatch:
         assert four / sixteen == pytest.approx(4.5 / 16)
         eighth, fourth = measured.errors
         assert max(eighth) < 0.02 < min(fourth)
-        assert len(measured.loads) == len(few_bits.LOADS)
+        assert len(measured.loads) == len(measured.cold) == len(few_bits.LOADS)
         measured.moved, measured.without = [0.25, 0.5], 0.75
-    assert few_bits.markdown(found).splitlines()[-1].startswith("| random 2 | 4 | 4 | 0.531 | 0.281 |")
+    page = few_bits.markdown(found).splitlines()
+    assert page[-1].startswith("| random 2 | 4 | 4 | 0.531 | 0.281 |")
+    assert page[-1].count("|") == page[-4].count("|")
