@@ -42,10 +42,10 @@ SETTINGS: dict[str, Any] = {
 """One program of each kind; embedding and head, which no adapter of the store has, may be targeted too."""
 
 
-def write_tiny_base(path: Path) -> Path:
+def write_tiny_base(path: Path, model: ModelConfig = MODEL) -> Path:
     write_base(path, byte_level())
-    write_weights(path, random_weights(MODEL, seed=0, deviation=0.2))
-    BaseManifest(config=MODEL, dtype="float32", digest=DIGEST, source="random").write(path)
+    write_weights(path, random_weights(model, seed=0, deviation=0.2))
+    BaseManifest(config=model, dtype="float32", digest=DIGEST, source="random").write(path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from openlora_jax.bench.quantised.text import LibraryText
 from openlora_jax.bench.quantised.tuned_base import RECIPE
 from openlora_jax.progress import Progress
 from tests.openlora_jax.cli.conftest import RunCli
+from tests.openlora_jax.tiny import MODEL, write_tiny_base
 
 
 def test_every_base_is_converted_scored_and_timed(
-    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, openlora: RunCli
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openlora: RunCli
 ) -> None:
     """In this process, for speed, and with no more than is needed."""
+    base = write_tiny_base(tmp_path / "base", replace(MODEL, intermediate_size=64))
     arms = (ARMS[0], ARMS[1], ARMS[-1])
     for module in (measure, report):
         monkeypatch.setattr(module, "ARMS", arms)
@@ -46,7 +49,7 @@ def test_every_base_is_converted_scored_and_timed(
         "bench",
         "quantised",
         "--base",
-        tiny_base,
+        base,
         "--tokens",
         1,
         "--rounds",

@@ -37,8 +37,8 @@ def test_what_names_stand_for() -> None:
 def test_limits_hold_for_all_members_together() -> None:
     with pytest.raises(InvalidRequest, match="9 adapters are more than the 8 allowed"):
         members(m=1.0, six=1.0, a9=1.0)
-    with pytest.raises(InvalidRequest, match=r"weight 2000000\.0 of adapter 'a1'"):
-        members(large=200.0)
+    with pytest.raises(InvalidRequest, match=r"weight 1e\+40 of adapter 'a1'"):
+        members(large=1e36)
     with pytest.raises(UnknownAdapter, match="'gone'"):
         members(broken=1.0)
     with pytest.raises(UnknownAdapter, match="'nobody'"):
