@@ -76,3 +76,8 @@ def normal(seed: int, shape: tuple[int, ...], dtype: str, scale: float = 1.0) ->
     """Random operands."""
     numbers = np.random.default_rng(seed).normal(0, scale, PERIOD).astype(jnp.dtype(dtype))
     return jnp.asarray(np.resize(numbers, shape))
+
+
+def x_and_y(tiles: tuple[int, int], d_in: int, d_out: int, dtype: str) -> tuple[Array, Array]:
+    """Random rows of tiles of so many tokens, and what a product with them is added to, or takes the place of."""
+    return normal(100, (*tiles, d_in), dtype), normal(101, (*tiles, d_out), dtype)

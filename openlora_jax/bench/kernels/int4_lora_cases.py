@@ -10,7 +10,7 @@ from jax import Array
 
 from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
 from openlora_jax.bench.kernels import peers
-from openlora_jax.bench.kernels.case import PERIOD, Case, Step, layers_beyond, normal
+from openlora_jax.bench.kernels.case import PERIOD, Case, Step, layers_beyond, x_and_y
 from openlora_jax.bench.kernels.lora_cases import popularities
 from openlora_jax.bench.kernels.work_lists import pool_pages
 from openlora_jax.bench.kernels.workload import GROUPS, Workload
@@ -37,8 +37,7 @@ def int4_lora_cases(workload: Workload, ops: Ops, cache: int, kind: str, group: 
     layers = layers_beyond(cache, pages * page_bytes, workload.model.num_layers)
     codes = tuple(_pool(seed, (layers, pages), d_in, shape.d_out) for seed, shape in enumerate(shapes))
     full = tuple(tuple(part.astype(workload.dtype) for part in reference.numbers(pool)) for pool in codes)
-    x = normal(100, (tiles, tokens, d_in), workload.dtype)
-    y = normal(101, (tiles, tokens, d_out), workload.dtype)
+    x, y = x_and_y((tiles, tokens), d_in, d_out, workload.dtype)
     for mix, lists, items, read in popularities(workload, tiles, len(shapes)):
         yield Case(
             op=f"int4 lora {kind}, {group}",

@@ -9,7 +9,7 @@ from jax import Array
 
 from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
 from openlora_jax.bench.kernels import peers
-from openlora_jax.bench.kernels.case import CALLS, FEW_CALLS, Case, Step, layers_beyond, normal
+from openlora_jax.bench.kernels.case import CALLS, FEW_CALLS, Case, Step, layers_beyond, normal, x_and_y
 from openlora_jax.bench.kernels.work_lists import distinct_pages, pool_pages, work_lists
 from openlora_jax.bench.kernels.workload import GROUPS, MIXES, Workload
 from pallas_kernels.layers import LayerIndex, unrolled
@@ -31,8 +31,7 @@ def lora_cases(workload: Workload, ops: Ops, cache: int, kind: str, group: str) 
     pages = pool_pages(workload, tiles)
     layers = layers_beyond(cache, pages * page_elements * itemsize, workload.model.num_layers)
     pools = tuple(_pool(seed, (layers, pages), d_in, shape.d_out, workload) for seed, shape in enumerate(shapes))
-    x = normal(100, (tiles, tokens, d_in), workload.dtype)
-    y = normal(101, (tiles, tokens, d_out), workload.dtype)
+    x, y = x_and_y((tiles, tokens), d_in, d_out, workload.dtype)
     for mix, lists, items, read in popularities(workload, tiles, len(shapes)):
         yield Case(
             op=f"lora {kind}, {group}",
@@ -60,8 +59,7 @@ def head_lora_cases(workload: Workload, ops: Ops) -> Iterator[Case]:
     page_elements = PAGE_RANK * (shape.d_in + shape.d_out)
     pages = pool_pages(workload, tiles)
     pools = (_pool(0, (1, pages), shape.d_in, shape.d_out, workload),)
-    x = normal(100, (tiles, tokens, shape.d_in), workload.dtype)
-    y = normal(101, (tiles, tokens, shape.d_out), workload.dtype)
+    x, y = x_and_y((tiles, tokens), shape.d_in, shape.d_out, workload.dtype)
     for mix, lists, items, read in popularities(workload, tiles, 1):
         yield Case(
             op="lora decode, lm_head",

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from openlora_jax.adapters.modules import module_shapes
-from openlora_jax.bench.kernels.case import PERIOD, Case, Step, layers_beyond, normal
+from openlora_jax.bench.kernels.case import PERIOD, Case, Step, layers_beyond, x_and_y
 from openlora_jax.bench.kernels.workload import GROUPS, Workload
 from openlora_jax.quantization.format import Quantization
 from openlora_jax.quantization.matrix import QuantizedMatrix, dense, described
@@ -41,8 +41,7 @@ def quantized_linear_case(workload: Workload, ops: Ops, cache: int, group: str, 
     weight_bytes = sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(spec))
     layers = layers_beyond(cache, weight_bytes, workload.model.num_layers)
     weights: Weights = tuple(_random(seed, spec) for seed in range(layers))
-    x = normal(100, (tiles, tokens, d_in), workload.dtype)
-    y = normal(101, (tiles, tokens, d_out), workload.dtype)
+    x, y = x_and_y((tiles, tokens), d_in, d_out, workload.dtype)
     return Case(
         op=f"quantized linear decode, {how}, {group}",
         operands=(

@@ -5,7 +5,7 @@ import numpy as np
 from jax import Array
 
 from openlora_jax.bench.kernels import peers
-from openlora_jax.bench.kernels.case import FEW_CALLS, Case, Step, normal
+from openlora_jax.bench.kernels.case import FEW_CALLS, Case, Step, normal, x_and_y
 from openlora_jax.bench.kernels.workload import Workload
 from pallas_kernels.layers import LayerIndex, unrolled
 from pallas_kernels.lora.api import WorkList
@@ -23,7 +23,7 @@ def saved_linear_case(workload: Workload, ops: Ops) -> Case:
     rows, width, vocab = workload.rows, workload.model.hidden_size, workload.model.vocab_size
     own, itemsize = rows // 2, jnp.dtype(workload.dtype).itemsize
     pool = normal(0, (1, 1 + HEADS, vocab, width), workload.dtype, width**-0.5)
-    x, y = (normal(seed, (rows, 1, columns), workload.dtype) for seed, columns in ((100, width), (101, vocab)))
+    x, y = x_and_y((rows, 1), width, vocab, workload.dtype)
     head_bytes = HEADS * vocab * width * itemsize
     return Case(
         op="saved linear decode, lm_head",

@@ -8,25 +8,15 @@ import pytest
 
 from openlora_jax import llm
 from openlora_jax.bench.kernels import lora_cases, measure
-from openlora_jax.bench.kernels.workload import MIXES, SHAPES, SMOLLM2_135M
+from openlora_jax.bench.kernels.workload import MIXES, SHAPES
 from pallas_kernels.registry import implementations
+from tests.openlora_jax.bench.test_kernels import TINY
 from tests.openlora_jax.cli.conftest import RunCli
-
-SMALL = replace(
-    SMOLLM2_135M,
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=80,
-    num_layers=2,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=32,
-)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPES, "smollm2", SMALL)
+    monkeypatch.setitem(SHAPES, "smollm2", TINY)
     monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-4)
     monkeypatch.setattr(lora_cases, "CALLS", 1)
     for module in (measure, lora_cases):
