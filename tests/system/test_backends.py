@@ -1,11 +1,14 @@
 """Whole steps with the kernels of CUDA, interpreted, answer as the CPU does: what takes minutes to compile is slow."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import openlora_jax.demo
+from convert.adapter import convert_adapter
 from openlora_jax import LLM, SamplingParams, ensemble
 from openlora_jax.adapters.few_bits import Rounding
 from openlora_jax.adapters.manifest import Manifest, SavedModule
@@ -13,6 +16,7 @@ from openlora_jax.adapters.modules import MODULES, SAVEABLE, module_shapes
 from openlora_jax.adapters.store import AdapterStore
 from openlora_jax.adapters.synthetic import install_synthetic, synthetic_manifest, synthetic_tensors
 from openlora_jax.config import BackendName, EngineConfig
+from openlora_jax.demo.prompts import PROMPTS as DEMO
 from openlora_jax.engine.runner import DeviceRunner
 from openlora_jax.inputs import Prompt, Target
 from openlora_jax.model.checkpoint import BaseManifest, write_weights
@@ -124,8 +128,16 @@ def expected(paths: Paths) -> tuple[list[Generation], list[list[float]]]:
 
 
 @pytest.mark.slow
-def test_the_kernels_answer_as_the_cpu_does(paths: Paths, expected: tuple[list[Generation], list[list[float]]]) -> None:
-    """Every kind of adapter in one batch."""
+@pytest.mark.parametrize("structure", ["interpret", "cuda"])
+def test_the_kernels_answer_as_the_cpu_does(
+    paths: Paths,
+    expected: tuple[list[Generation], list[list[float]]],
+    structure: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every kind of adapter in one batch; by themselves, and in steps as a GPU has them."""
+    if structure == "cuda":
+        monkeypatch.setattr("openlora_jax.llm.resolve", lambda *_: structured_as_cuda())
     answers, scores = answered(paths, "interpret")
     compared = sum(assert_same(found, wanted) for found, wanted in zip(answers, expected[0], strict=True))
     assert compared >= 0.9 * SHORT.max_tokens * len(BATCH)
@@ -137,3 +149,28 @@ def test_the_kernels_answer_as_the_cpu_does(paths: Paths, expected: tuple[list[G
 def test_every_row_is_another_answer(expected: tuple[list[Generation], list[list[float]]]) -> None:
     """Or what the kernels add would not be seen above."""
     assert len(set(tokens(expected[0]))) == len(BATCH)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """SmolLM2-135M-Instruct and the demo's adapters."""
+    base = Path(os.environ.get("OPENLORA_SMOLLM2_BASE", ".cache/base/smollm2-135m-instruct"))
+    if not base.exists():
+        pytest.skip(f"{base} is not there: `make base` makes it, or set OPENLORA_SMOLLM2_BASE")
+    store = tmp_path_factory.mktemp("demo") / "store"
+    opened = AdapterStore.create(store)
+    for folder in (Path(openlora_jax.demo.__file__).parent / "adapters").iterdir():
+        conversion = convert_adapter(folder, BaseManifest.read(base))
+        opened.install(folder.name, conversion.manifest, conversion.tensors)
+    return base, store
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_the_demo_is_answered_as_on_the_cpu(demo: Paths) -> None:
+    def answers(backend: BackendName) -> list[Generation]:
+        with LLM(*demo, config=EngineConfig.load("interpret").using(backend)) as llm:
+            return llm.generate([each.messages for each in DEMO], GREEDY, [each.adapters or None for each in DEMO])
+
+    pairs = zip(answers("interpret"), answers("cpu"), strict=True)
+    assert sum(assert_same(found, wanted) for found, wanted in pairs) >= 0.9 * GREEDY.max_tokens * len(DEMO)
