@@ -24,6 +24,7 @@ from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.stored import weight_bytes
 from openlora_jax.observed import Observed, Planned
 from pallas_kernels.kv_cache import kv_bytes
+from pallas_kernels.registry import PLATFORMS
 from pallas_kernels.triton_limits import WRAPPED
 
 SLACK = 5 / 4
@@ -89,7 +90,6 @@ class MemoryPlan:
             pages, blocks = _counts(engine, sizes, demand, observed, budget)
             if not demand.pages.keys().isdisjoint(SAVED) and not any(map(pages.get, SAVED)):  # then none is written
                 pages, blocks = _counts(engine, sizes, demand.without_saved, observed, budget)
-            blocks = _reached(engine, model, blocks)
         pages = {pool: count for pool, count in pages.items() if count}
         return cls(
             basis=basis,
@@ -143,6 +143,7 @@ class Sizes:
 
     Attributes:
         block: one KV block.
+        unreached: numbers of KV blocks that the backend's kernels do not address right.
         pages: pool -> one page.
     """
 
@@ -150,6 +151,7 @@ class Sizes:
     sampler: int
     activations: int
     block: int
+    unreached: range
     pages: dict[str, int]
 
     @classmethod
@@ -164,6 +166,7 @@ class Sizes:
             * model.num_layers
             * model.num_kv_heads
             * kv_bytes(dtype=engine.kv_dtype or engine.dtype, width=model.head_dim),
+            unreached=_unreached(engine, model),
             pages={pool: shape.nbytes(itemsize) for pool, shape in page_shapes(model).items()},
         )
 
@@ -182,6 +185,18 @@ def _activations(engine: EngineConfig, model: ModelConfig) -> int:
     return 4 * (logits + engine.prefill_chunk * token + numbers)
 
 
+def _unreached(engine: EngineConfig, model: ModelConfig) -> range:
+    """Numbers of KV blocks whose codes Triton's kernel addresses wrongly; interpreted, it refuses them as well."""
+    if engine.kv_dtype != "int8" or (engine.backend != "interpret" and _platform(engine.backend) != "gpu"):
+        return range(0)
+    codes = engine.kv_block * model.num_layers * model.kv_size
+    return range((WRAPPED.start - 1) // codes + 1, (WRAPPED.stop - 1) // codes + 1)
+
+
+def _platform(backend: str) -> str:
+    return PLATFORMS.get(backend) or str(jax.devices()[0].platform)
+
+
 def _basis(engine: EngineConfig, budget: int | None) -> str:
     """All settings that the counts depend on."""
     sizes = ("dtype", "kv_dtype", "max_rows", "prefill_tile", "prefill_chunk", "max_model_len", "kv_block")
@@ -193,6 +208,8 @@ def _suffices(kept: Planned, observed: Observed, sizes: Sizes, demand: Demand, b
     """Whether the last plan left nobody short, has room for all that is registered now, and is within the budget."""
     if observed.preemptions or observed.evictions or not kept.pages.keys() <= sizes.pages.keys():
         return False
+    if kept.kv_blocks in sizes.unreached:  # of another backend
+        return False
     held = sizes.weights + sizes.sampler + kept.kv_blocks * sizes.block + pool_bytes(kept.pages, sizes.pages)
     fits = all(spared(pool) + count <= kept.pages.get(pool, 0) for kind in demand.kinds for pool, count in kind)
     return fits and (budget is None or held + sizes.beside(kept.pages) <= budget)
@@ -201,42 +218,48 @@ def _suffices(kept: Planned, observed: Observed, sizes: Sizes, demand: Demand, b
 def _counts(
     engine: EngineConfig, sizes: Sizes, demand: Demand, observed: Observed | None, budget: int | None
 ) -> tuple[dict[str, int], int]:
-    """Pages of every pool that has any, and KV blocks."""
+    """Pages of every pool that has any, and KV blocks.
+
+    Raises:
+        InvalidConfig: the settings ask for a number of blocks that the backend's kernels do not reach.
+    """
     fixed = _fixed(engine)
     page_bytes = _page_bytes(engine, sizes, demand)
     asked = {pool: count for pool, count in pool_capacities(engine).items() if pool in page_bytes}
     kv, pool = engine.kv_blocks * sizes.block, pool_bytes(asked, sizes.pages)
     left = kv + pool if budget is None else budget - sizes.weights - sizes.sampler - sizes.beside(page_bytes)
     if "kv_blocks" in engine.model_fields_set:
+        _check_reach(engine.kv_blocks, sizes.unreached)
         return divide(demand, page_bytes, fixed, left - kv), engine.kv_blocks
     room = left * pool // (kv + pool)
     if observed:
         room = _as_observed(observed, room, left, sizes.block // engine.kv_block)
     least_kv = min(1 + blocks_for(engine.max_model_len, engine.kv_block), engine.kv_blocks) * sizes.block
     least_pool = pool_bytes(least_pages(demand, page_bytes, fixed, left - least_kv), page_bytes)
-    pages = divide(demand, page_bytes, fixed, min(max(room, least_pool), left - least_kv))
-    blocks = max(2, 1 + steady((left - pool_bytes(pages, page_bytes)) // sizes.block - 1))
+    room = min(max(room, least_pool), left - least_kv)
+    if _blocks(left - room, sizes) in sizes.unreached:  # pages get what KV blocks cannot use
+        room = left - (sizes.unreached.start - 1) * sizes.block
+    pages = divide(demand, page_bytes, fixed, room)
+    blocks = _blocks(left - pool_bytes(pages, page_bytes), sizes)
+    if blocks in sizes.unreached:
+        blocks = sizes.unreached.start - 1
     if budget is None and not (observed and observed.preemptions):
         blocks = min(blocks, engine.kv_blocks)  # nobody asked for more, and nobody missed it
     return pages, blocks
 
 
-def _reached(engine: EngineConfig, model: ModelConfig, blocks: int) -> int:
-    """KV blocks, as many of them as the kernels of a GPU reach.
+def _blocks(room: int, sizes: Sizes) -> int:
+    """KV blocks in so many bytes, the scratch block included."""
+    return max(2, 1 + steady(room // sizes.block - 1))
 
-    Raises:
-        InvalidConfig: the settings ask for a number that they do not.
-    """
-    codes = engine.kv_block * model.num_layers * model.kv_size
-    if engine.kv_dtype != "int8" or blocks * codes not in WRAPPED:
-        return blocks
-    most, least = (WRAPPED.start - 1) // codes, -(-WRAPPED.stop // codes)
-    if "kv_blocks" in engine.model_fields_set:
+
+def _check_reach(blocks: int, unreached: range) -> None:
+    if blocks in unreached:
         problem = (
-            f"{blocks} in int8 have keys of 2 to 4 GiB, which GPUs address wrongly; {most} at most, or from {least} on"
+            f"{blocks} in int8 have keys of 2 to 4 GiB, which GPUs address wrongly;"
+            f" {unreached.start - 1} at most, or from {unreached.stop} on"
         )
         raise InvalidConfig("kv_blocks", problem)
-    return most
 
 
 def _fixed(engine: EngineConfig) -> dict[str, int]:

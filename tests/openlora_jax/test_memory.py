@@ -14,6 +14,7 @@ from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.memory import MemoryPlan, device_memory, memory_budget
 from openlora_jax.observed import Observed, Planned
+from pallas_kernels.registry import LIKE, PLATFORMS, TABLE
 from pallas_kernels.triton_limits import WRAPPED
 from tests.openlora_jax.adapters.test_demand import registered
 from tests.openlora_jax.tiny import MODEL, SETTINGS
@@ -63,18 +64,37 @@ def test_keys_and_values_in_int8_are_counted_with_their_scales() -> None:
         assert sizes[1] / sizes[0] == pytest.approx(more, abs=0.02)
 
 
+def few_bits(backend: str, **counts: int) -> EngineConfig:
+    return EngineConfig.of({"backend": backend, "kv_dtype": "int8", "max_rows": 1, **counts})
+
+
 @pytest.mark.parametrize(("gigabytes", "blocks"), [(12, 6657), (24, 11650), (36, 11650), (60, 34817)])
 def test_no_cache_of_codes_is_of_a_size_that_gpus_address_wrongly(gigabytes: int, blocks: int) -> None:
-    """Keys of 2 to 4 GiB: see `WRAPPED`."""
-    plan = MemoryPlan.of(EngineConfig(kv_dtype="int8", max_rows=1), SMOLLM2_135M, budget=gigabytes * 10**9)
+    """Keys of 2 to 4 GiB: see `WRAPPED`. Pages get what is left."""
+    plan = MemoryPlan.of(few_bits("cuda"), SMOLLM2_135M, budget=gigabytes * 10**9)
     assert plan.kv_blocks == blocks
     assert blocks * 32 * 30 * 3 * 64 not in WRAPPED
+    assert plan.total > 0.95 * gigabytes * 10**9
 
 
-def test_a_set_number_of_blocks_is_refused_instead() -> None:
-    settings = EngineConfig(kv_dtype="int8", kv_blocks=12_000)
-    with pytest.raises(InvalidConfig, match=r"kv_blocks.* 11650 at most, or from 23302 on"):
-        MemoryPlan.of(settings, SMOLLM2_135M)
+@pytest.mark.parametrize("backend", PLATFORMS)
+def test_a_set_number_of_blocks_is_refused_where_the_kernel_would_refuse_it(backend: str) -> None:
+    settings = few_bits(backend, kv_blocks=12_000)
+    by_backend = TABLE["paged_attention"]
+    if (by_backend.get(backend) or by_backend[LIKE[backend]]).name == "pallas_triton":
+        with pytest.raises(InvalidConfig, match=r"kv_blocks.* 11650 at most, or from 23302 on"):
+            MemoryPlan.of(settings, SMOLLM2_135M)
+    else:
+        assert MemoryPlan.of(settings, SMOLLM2_135M).kv_blocks == 12_000
+
+
+def test_what_a_cpu_kept_is_planned_again_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, budget = few_bits("auto"), 24 * 10**9
+    first = MemoryPlan.of(settings, SMOLLM2_135M, budget=budget)
+    assert first.kv_blocks * 32 * 30 * 3 * 64 in WRAPPED
+    assert MemoryPlan.of(settings, SMOLLM2_135M, UNKNOWN, kept(first), budget).kv_blocks == first.kv_blocks
+    monkeypatch.setattr(jax, "devices", lambda: [Gpu()])
+    assert MemoryPlan.of(settings, SMOLLM2_135M, UNKNOWN, kept(first), budget).kv_blocks == 11650
 
 
 def test_without_a_budget_the_default_counts_come_out() -> None:
@@ -251,6 +271,8 @@ def test_observed_activations_take_the_place_of_the_estimate() -> None:
 
 
 class Gpu:
+    platform = "gpu"
+
     def memory_stats(self) -> dict[str, int]:
         return {"bytes_limit": 1_000_000, "peak_bytes_in_use": 900_000}
 
