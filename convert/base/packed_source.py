@@ -6,11 +6,9 @@ its own. https://github.com/ModelCloud/GPTQModel, https://github.com/casper-hans
 """
 
 from collections.abc import Iterator
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -83,59 +81,65 @@ class PackedSource:
         if name.removesuffix(".weight") not in self._packed:
             yield from self._files.blocks(name)
             return
-        matrix = self._matrix(name.removesuffix(".weight"))
-        step = max(1, BLOCK_ELEMENTS // self.shapes[name][1])
-        for first in range(0, self.shapes[name][0], step):
-            yield np.asarray(dense(jax.tree.map(itemgetter(slice(first, first + step)), matrix)))
+        for matrix in self._matrices(name.removesuffix(".weight")):
+            yield np.asarray(dense(matrix))
 
     def packed(self, name: str, how: Quantization) -> Iterator[QuantizedMatrix] | None:
         if how != self._how or name.removesuffix(".weight") not in self._packed:
             return None
-        return iter([self._matrix(name.removesuffix(".weight"))])
+        return self._matrices(name.removesuffix(".weight"))
 
     def close(self) -> None:
         self._files.close()
 
-    def _matrix(self, stem: str) -> Int4Matrix:
-        """A module's matrix, whole."""
+    def _matrices(self, stem: str) -> Iterator[Int4Matrix]:
+        """Rows of a module's matrix, in order. In memory are its codes as they are packed, and a block of them."""
         self._check_order(stem)
-        exact = self._read(f"{stem}.scales").T
+        scale = self._scale(stem)
+        offset = self._offset(stem, scale)
+        words, gptq = self._files.read(f"{stem}.qweight"), self._packing.method == "gptq"
+        rows, columns = self.shapes[f"{stem}.weight"]
+        step = CODES * max(1, BLOCK_ELEMENTS // columns // CODES)
+        for first in range(0, rows, step):
+            block, of_words = slice(first, first + step), slice(first // CODES, (first + step) // CODES)
+            codes = _rows(words[:, block]) if gptq else self._columns(words[:, of_words])
+            offset_block = None if offset is None else offset[block]
+            yield Int4Matrix(packed(np.ascontiguousarray(codes.T)), scale[block], offset_block)
+
+    def _scale(self, stem: str) -> NDArray[np.float16]:
+        exact = self._files.read(f"{stem}.scales").T
         with np.errstate(over="ignore"):
             scale = np.ascontiguousarray(exact.astype(np.float16))
         if not np.array_equal(scale.astype(np.float32), exact.astype(np.float32), equal_nan=True):
             feature = f"a scale of {stem} in {exact.dtype} that float16 does not hold exactly"
             raise UnsupportedFeature(self.path, feature, REMEDY)
-        zero = self._columns(f"{stem}.qzeros").T + np.uint8(self._packing.zero)
-        gptq = self._packing.method == "gptq"
-        codes = _rows(self._read(f"{stem}.qweight")) if gptq else self._columns(f"{stem}.qweight")
-        offset = None
+        return scale
+
+    def _offset(self, stem: str, scale: NDArray[np.float16]) -> NDArray[np.float32] | None:
+        zero = self._columns(self._files.read(f"{stem}.qzeros")).T + np.uint8(self._packing.zero)
         if self._how.offsets is not None:
-            offset = -(scale.astype(np.float32) * zero.astype(np.float32))
-        elif (zero != MIDDLE).any():
+            return -(scale.astype(np.float32) * zero.astype(np.float32))
+        if (zero != MIDDLE).any():
             raise BadCheckpoint(self.path, f"{stem}.qzeros are not all {MIDDLE}, although sym is true")
-        return Int4Matrix(packed(np.ascontiguousarray(codes.T)), scale, offset)
+        return None
 
     def _check_order(self, stem: str) -> None:
         """GPTQ may put columns into groups by their importance instead of by their place."""
         if f"{stem}.g_idx" not in self._files.shapes:
             return
-        found = self._read(f"{stem}.g_idx")
+        found = self._files.read(f"{stem}.g_idx")
         group = self._how.group or len(found)
         if not np.array_equal(found, np.arange(len(found)) // group):
             remedy = "use a checkpoint that was quantised with desc_act false"
             raise UnsupportedFeature(self.path, f"desc_act of {stem}, whose groups are no neighbours,", remedy)
 
-    def _columns(self, name: str) -> Codes:
+    def _columns(self, words: NDArray[np.int32]) -> Codes:
         """Codes that lie eight columns in a number."""
-        words = self._read(name).view(np.uint32)
         order = AWQ_COLUMNS if self._packing.method == "awq" else range(CODES)
         codes = np.empty((*words.shape, CODES), np.uint8)
         for place, column in enumerate(order):
-            codes[:, :, column] = words >> np.uint32(4 * place) & 15
+            codes[:, :, column] = words.view(np.uint32) >> np.uint32(4 * place) & 15
         return codes.reshape(len(words), -1)
-
-    def _read(self, name: str) -> NDArray[Any]:
-        return np.concatenate(list(self._files.blocks(name)))
 
 
 def _rows(words: NDArray[np.int32]) -> Codes:

@@ -95,6 +95,10 @@ class SafetensorsSource:
     def blocks(self, name: str) -> Iterator[NDArray[Any]]:
         return self._holder[name].blocks(name, BLOCK_ELEMENTS)
 
+    def read(self, name: str) -> NDArray[Any]:
+        """A tensor, whole."""
+        return self._holder[name].read(name)
+
     def packed(self, name: str, how: Quantization) -> Iterator[QuantizedMatrix] | None:
         return None
 

@@ -1,5 +1,6 @@
 """GPTQ's and AWQ's checkpoints, packed here number by number as the formats are described."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,9 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
-from convert.base import convert_base
+from convert.base import convert_base, packed_source
 from convert.base.hf_config import read_hf_config
+from convert.base.hf_packing import Packing
+from convert.base.packed_source import PackedSource
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
 from openlora_jax.model.checkpoint import read_weights
 from openlora_jax.model.weights import weight_table
@@ -130,6 +134,29 @@ def test_codes_are_taken_over(tmp_path: Path, kind: str, groups: Groups | None, 
             exact = np.concatenate([numbers[part] for part, _ in weight.sources])
             assert isinstance(values[name], Int4Matrix)
             np.testing.assert_array_equal(dense(values[name]), exact.astype(np.float32), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq"])
+def test_a_matrix_is_unpacked_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """In memory are its words, and a block of its codes: together less than a byte for each code."""
+    monkeypatch.setattr(packed_source, "BLOCK_ELEMENTS", 4096)
+    rows, columns = 512, 1024
+    generator = np.random.default_rng(0)
+    shape = (columns // 8, rows) if kind == "gptq" else (columns, rows // 8)
+    words = generator.integers(-(1 << 31), 1 << 31, shape, np.int32)
+    zeros, scales = np.zeros((columns // 32, rows // 8), np.int32), np.ones((columns // 32, rows), np.float16)
+    save_file({"m.qweight": words, "m.qzeros": zeros, "m.scales": scales}, tmp_path / "model.safetensors")
+    how = Quantization(format="int4", group=32, offsets="float32")
+    source = PackedSource(tmp_path, Packing("gptq" if kind == "gptq" else "awq", 0, how))
+    tracemalloc.start()
+    try:
+        found = source.packed("m.weight", how)
+        assert found is not None
+        assert [len(block.codes) for block in found] == [8] * (rows // 8)
+        assert tracemalloc.get_traced_memory()[1] < rows * columns
+    finally:
+        tracemalloc.stop()
+        source.close()
 
 
 OTHERS: dict[tuple[str, Groups | None, bool], Quantization] = {
