@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.base.hf_packing import REMEDY
 from convert.base.source import TensorSource
 from openlora_jax.config import Dtype
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
@@ -94,8 +95,18 @@ def _table_problems(source: TensorSource, table: Mapping[str, Weight], config: M
         elif source.shapes[name] != shape:
             yield f"tensor {name}: shape {_show(source.shapes[name])}, the configuration asks for {_show(shape)}"
     for name in sorted(source.shapes.keys() - expected.keys() - ignored):
-        if not ROTARY_BUFFER.fullmatch(name):
+        if _is_bias(source, name, expected):
+            if any(block.any() for block in source.blocks(name)):
+                yield f"tensor {name} is not zero, and family {config.family} has no bias there; {REMEDY}"
+        elif not ROTARY_BUFFER.fullmatch(name):
             yield f"tensor {name[:80]} is unknown to family {config.family}"
+
+
+def _is_bias(source: TensorSource, name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether it is one of those that GPTQ's tools write beside every matrix, of zeros where there was none."""
+    stem, _, kind = name.rpartition(".")
+    rows = expected.get(f"{stem}.weight", ())[:1]
+    return source.quantization is not None and kind == "bias" and source.shapes[name] == rows
 
 
 def _tie_problems(source: TensorSource) -> Iterable[str]:

@@ -15,7 +15,7 @@ from convert.base.hf_config import read_hf_config
 from convert.base.hf_packing import Packing
 from convert.base.packed_source import PackedSource
 from openlora_jax.errors import BadCheckpoint, UnsupportedFeature
-from openlora_jax.model.checkpoint import read_weights
+from openlora_jax.model.checkpoint import BaseManifest, read_weights
 from openlora_jax.model.weights import weight_table
 from openlora_jax.quantization.format import Groups, Quantization
 from openlora_jax.quantization.quantize import quantize
@@ -157,6 +157,25 @@ def test_a_matrix_is_unpacked_by_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     finally:
         tracemalloc.stop()
         source.close()
+
+
+def test_biases_of_zeros_that_the_family_does_not_have_are_left_out(tmp_path: Path) -> None:
+    """GPTQ's tools write one beside every matrix."""
+    source, stored, numbers = checkpoint(tmp_path / "hf", SETTINGS["gptq"])
+    biases = {
+        f"{name.removesuffix('.weight')}.bias": np.zeros(len(matrix), np.float16)
+        for name, matrix in numbers.items()
+        if "proj.weight" in name
+    }
+    convert_base(source, tmp_path / "without", "float32", ignore, "int4")
+    write_hf(source, {**FIELDS, "quantization_config": SETTINGS["gptq"]}, stored | biases)
+    convert_base(source, tmp_path / "with", "float32", ignore, "int4")
+    assert BaseManifest.read(tmp_path / "with").digest == BaseManifest.read(tmp_path / "without").digest
+    biases["model.layers.0.mlp.up_proj.bias"][5] = 0.5
+    write_hf(source, {**FIELDS, "quantization_config": SETTINGS["gptq"]}, stored | biases)
+    problem = r"mlp.up_proj.bias is not zero, and family llama has no bias there; use the checkpoint that it was made"
+    with pytest.raises(BadCheckpoint, match=problem):
+        convert_base(source, tmp_path / "refused", "float32", ignore, "int4")
 
 
 OTHERS: dict[tuple[str, Groups | None, bool], Quantization] = {
