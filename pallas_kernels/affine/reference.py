@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from pallas_kernels.affine.api import VectorPages
 from pallas_kernels.layers import LayerIndex
-from pallas_kernels.lora.api import WorkList
+from pallas_kernels.lora.api import WorkList, scales_of
 
 
 def affine(
@@ -17,14 +17,17 @@ def affine(
     modules: tuple[int, ...],
 ) -> Float[Array, "T L O"]:
     """y[t] += scale[n] (gain[layer, page[n]] y[t] + bias[layer, page[n]]) for each item n of tile t, in list order."""
-    start, tiles, pages, scales = map(jnp.asarray, work)
+    start, tiles, pages, _ = map(jnp.asarray, work)
     parts, column = [], 0
     for pool, module in zip(pools, modules, strict=True):
+        scales = scales_of(work, module, pool.shape[1])
 
-        def apply_item(n: Array, part: Array, pool: Array = pool, module: int = module) -> Array:
+        def apply_item(
+            n: Array, part: Array, pool: Array = pool, scales: Array = scales, module: int = module
+        ) -> Array:
             tile = tiles[module, n]
             gain, bias = pool[layer, pages[module, n]].astype(jnp.float32)[:, None, :]
-            changed = part[tile] + scales[module, n] * (gain * part[tile] + bias)
+            changed = part[tile] + scales[n] * (gain * part[tile] + bias)
             return part.at[tile].set(jnp.where(n < start[module, -1], changed, part[tile]))
 
         part = y[:, :, column : column + pool.shape[3]].astype(jnp.float32)

@@ -32,7 +32,7 @@ def int4_lora(
     for pool, module in zip(pools, modules, strict=True):
         part = lax.slice_in_dim(y, column, column + pool.width_out, axis=2)
         shrink, expand = partial(_shrink, x, pool, layer), partial(_expand, pool, layer)
-        parts.append(over_items(part, shrink, expand, work, module))
+        parts.append(over_items(part, shrink, expand, work, module, pool.a_words.shape[1]))
         column += pool.width_out
     return jnp.concatenate(parts, axis=2)
 

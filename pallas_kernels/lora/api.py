@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
@@ -30,6 +31,12 @@ class WorkList(NamedTuple):
     tile: Int[Array | np.ndarray, "M N"]
     page: Int[Array | np.ndarray, "M N"]
     scale: Float[Array | np.ndarray, "M N"]
+
+
+def scales_of(work: WorkList, module: int, pages: int) -> Float[Array, "N"]:
+    """Each item's scale; 0 for a page that is not in a pool of `pages`, where XLA reads another one, of anybody's."""
+    page, scale = (jnp.asarray(field)[module] for field in (work.page, work.scale))
+    return jnp.where((page >= 0) & (page < pages), scale, 0)
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ def lora(
         tile, page = jnp.asarray(work.tile)[module], jnp.asarray(work.page)[module]
         a_items, b_items = a[layer, page].astype(jnp.float32), b[layer, page].astype(jnp.float32)
         h = jnp.einsum("nli,nri->nlr", x[tile].astype(jnp.float32), a_items)
-        sums.append(_sum_by_tile(h, b_items, work, module))
+        sums.append(_sum_by_tile(h, b_items, work, module, a.shape[1]))
     return (y.astype(jnp.float32) + jnp.concatenate(sums, axis=-1)).astype(y.dtype)
 
 
@@ -38,15 +38,15 @@ def embedding_lora(
     tile, page = jnp.asarray(work.tile)[module], jnp.asarray(work.page)[module]
     a_items, b_items = (part[0, page].astype(jnp.float32) for part in pool)
     h = jax.vmap(lambda columns, ids: columns[:, ids].T)(a_items, tokens[tile])
-    return (y.astype(jnp.float32) + _sum_by_tile(h, b_items, work, module)).astype(y.dtype)
+    return (y.astype(jnp.float32) + _sum_by_tile(h, b_items, work, module, pool[0].shape[1])).astype(y.dtype)
 
 
 def _sum_by_tile(
-    h: Float[Array, "N L R"], b: Float[Array, "N R O"], work: WorkList, module: int
+    h: Float[Array, "N L R"], b: Float[Array, "N R O"], work: WorkList, module: int, pages: int
 ) -> Float[Array, "T L O"]:
-    start, tile, scale = (jnp.asarray(field)[module] for field in (work.start, work.tile, work.scale))
+    start, tile, page, scale = (jnp.asarray(field)[module] for field in work)
     tiles = start.shape[0] - 1
-    live = jnp.arange(tile.shape[0]) < start[-1]
+    live = (jnp.arange(tile.shape[0]) < start[-1]) & (page >= 0) & (page < pages)
     products = jnp.einsum("nlr,nro->nlo", h * scale[:, None, None], b)
     # Not a product with zero: entries past the end may point at pages whose content means nothing.
     products = jnp.where(live[:, None, None], products, 0)

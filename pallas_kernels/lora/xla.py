@@ -8,7 +8,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from pallas_kernels.layers import LayerIndex
-from pallas_kernels.lora.api import PagePair, WorkList
+from pallas_kernels.lora.api import PagePair, WorkList, scales_of
 
 
 def lora(
@@ -46,7 +46,7 @@ def embedding_lora(
         columns: Array = a[0, page, :, tokens[tile]]
         return columns.astype(jnp.float32)
 
-    return over_items(y, shrink, partial(_expand, b, jnp.int32(0)), work, module)
+    return over_items(y, shrink, partial(_expand, b, jnp.int32(0)), work, module, a.shape[1])
 
 
 def _module(
@@ -64,7 +64,7 @@ def _module(
         h: Array = rows @ sliced.reshape(a.shape[2:]).astype(jnp.float32).T
         return h
 
-    return over_items(y, shrink, partial(_expand, b, layer), work, module)
+    return over_items(y, shrink, partial(_expand, b, layer), work, module, a.shape[1])
 
 
 def over_items(
@@ -73,18 +73,21 @@ def over_items(
     expand: Callable[[Array, Array, Array], Array],
     work: WorkList,
     module: int,
+    capacity: int,
 ) -> Float[Array, "T L O"]:
     """A module's loop: `shrink(tile, page)` is x A^T of an item, `expand(row, h, page)` is row + h B."""
-    start, tiles, pages, scales = map(jnp.asarray, work)
+    start, tiles, pages, _ = map(jnp.asarray, work)
+    scales = scales_of(work, module, capacity)
 
     def add_item(n: Array, y: Array) -> Array:
         tile, page = tiles[module, n], pages[module, n]
         row = lax.dynamic_index_in_dim(y, tile, keepdims=False)
-        row = expand(row, shrink(tile, page) * scales[module, n], page)
+        row = expand(row, shrink(tile, page) * scales[n], page)
         added: Array = lax.dynamic_update_index_in_dim(y, row, tile, axis=0)
         return added
 
-    summed: Array = lax.fori_loop(jnp.int32(0), start[module, -1], add_item, y.astype(jnp.float32))
+    items = jnp.minimum(start[module, -1], len(scales))
+    summed: Array = lax.fori_loop(jnp.int32(0), items, add_item, y.astype(jnp.float32))
     return summed.astype(y.dtype)
 
 

@@ -37,8 +37,9 @@ class SavedEmbedding(Protocol):
     ) -> Float[Array, "T L D"]: ...
 
 
-def pages_of_tiles(work: WorkList, module: int) -> Int[Array, "T"]:
-    """The page of each tile's item, or `NONE`."""
+def pages_of_tiles(work: WorkList, module: int, pages: int) -> Int[Array, "T"]:
+    """The page of each tile's item, or `NONE`; also for an item or a page that is not there, of a pool of `pages`."""
     start, page = jnp.asarray(work.start)[module], jnp.asarray(work.page)[module]
-    item = jnp.minimum(start[:-1], page.shape[0] - 1)
-    return jnp.where(start[1:] > start[:-1], page[item], NONE)
+    first, end = start[:-1], jnp.minimum(start[1:], page.shape[0])
+    found = page[jnp.clip(first, 0, page.shape[0] - 1)]
+    return jnp.where((first >= 0) & (first < end) & (found >= 0) & (found < pages), found, NONE)

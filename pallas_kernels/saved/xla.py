@@ -30,6 +30,6 @@ def saved_linear(
         theirs = waiting == page
         return jnp.where(theirs, NONE, waiting), jnp.where(theirs[:, None, None], saved.reshape(y.shape), y)
 
-    state = (pages_of_tiles(work, module), y)
+    state = (pages_of_tiles(work, module, pool.shape[1]), y)
     replaced: Array = lax.while_loop(lambda state: jnp.any(state[0] != NONE), replace, state)[1]
     return replaced

@@ -1,5 +1,6 @@
 """Work lists and pools for tests of LoRA, and what has to come out of them, in float64."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,27 @@ def work_list(*modules: Runs, capacity: int = 12) -> WorkList:
             tile[module, n], page[module, n], scale[module, n] = item
     start = np.array([np.cumsum([0, *map(len, runs)]) for runs in modules], np.int32)
     return WorkList(jnp.asarray(start), jnp.asarray(tile), jnp.asarray(page), jnp.asarray(scale))
+
+
+BROKEN = {
+    "pages that the pool has not": lambda work: work._replace(
+        page=work.page.at[0, 1:4].set([-1, PAGES, 2**31 - 1]), scale=work.scale.at[0, 2].set(np.nan)
+    ),
+    "a start before the list": lambda work: work._replace(start=work.start.at[0, 0].set(-(2**30))),
+    "an end past the list": lambda work: work._replace(start=work.start.at[0, 3].set(2**30)),
+    "an end before the start": lambda work: work._replace(start=work.start.at[0, 1].set(100)),
+}
+
+
+def broken_runs(kind: str, by_tile: bool = False) -> tuple[WorkList, Runs]:
+    """A broken list, and the items of its tiles that count: by where tiles start, or by what items say of theirs."""
+    whole = work_list([[(1, 1.0), (2, 1.0)], [(3, 1.0), (4, 0.5), (5, 1.0)], [(0, 1.0)] * 7], capacity=12)
+    broken = BROKEN[kind](whole)
+    start, of_tile, page, scale = (np.asarray(field)[0] for field in broken)
+    runs: list[Sequence[int]] = [range(max(first, 0), min(end, 12)) for first, end in itertools.pairwise(start)]
+    if by_tile:
+        runs = [[n for n in range(min(start[-1], 12)) if of_tile[n] == tile] for tile in range(3)]
+    return broken, [[(int(page[n]), float(scale[n])) for n in run if 0 <= page[n] < PAGES] for run in runs]
 
 
 def operands(

@@ -82,14 +82,15 @@ def test_a_tile_without_items_keeps_its_bits_and_other_pages_are_not_read(affine
     assert not np.array_equal(changed[0], y[0])
 
 
-def test_an_item_whose_page_is_not_there_changes_nothing() -> None:
+@IMPLEMENTATIONS
+def test_an_item_whose_page_is_not_there_changes_nothing(affine: Affine) -> None:
     y, pools = operands(1, seed=4)
     work = work_list([[(1, 1.0)], [], []], [[], [(1, 1.0), (2, 1.0)], []])
     page, scale = np.array(work.page), np.array(work.scale)
     page[:, 0], scale[0, 0] = (PAGES, -1), np.nan
     broken = work._replace(page=page, scale=scale)
     due = expected(([[], [], []], [[], [(2, 1.0)], []]), 0, y, pools)
-    np.testing.assert_allclose(change(kernel, y, pools, 0, broken), due, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(change(affine, y, pools, 0, broken), due, rtol=1e-5, atol=1e-5)
 
 
 def shapes(dtype: str, tiles: int, tokens: int, *widths: int) -> tuple[Any, ...]:

@@ -20,10 +20,10 @@ from pallas_kernels.lora import config
 from pallas_kernels.lora.api import WorkList
 from pallas_kernels.quantized import dense
 from tests.gpu.lowering import lower_cuda, triton_kernels
-from tests.pallas_kernels.rank_pages import LAYERS, PAGES, RANK, Runs, expected, parted, work_list
+from tests.pallas_kernels.rank_pages import BROKEN, LAYERS, PAGES, RANK, Runs, broken_runs, expected, parted, work_list
 from tests.pallas_kernels.rank_pages import operands as plain_operands
 from tests.pallas_kernels.real import INTERPRET
-from tests.pallas_kernels.test_lora_triton import BROKEN, ERRORS, broken_runs, error, kernels, runs_of
+from tests.pallas_kernels.test_lora_triton import ERRORS, error, kernels, runs_of
 
 TILES, CAPACITY = 3, 64
 LENGTHS = (0, 1, 2, 4, 5, 9)
@@ -118,11 +118,12 @@ def test_a_row_gets_the_same_bits_whoever_shares_its_batch(lora: Int4Lora) -> No
     np.testing.assert_array_equal(alone[0], case[1][0])
 
 
+@pytest.mark.parametrize("lora", [reference.int4_lora, xla.int4_lora, kernel])
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_list_reads_nothing_outside(kind: str) -> None:
-    work, runs = broken_runs(kind)
+def test_a_broken_list_reads_nothing_outside(lora: Int4Lora, kind: str) -> None:
+    work, runs = broken_runs(kind, by_tile=lora is not kernel)
     case = x, y, _, numbers = operands(1, seed=6)
-    assert error(add(kernel, case, 1, work), expected(runs, 1, x, y, *numbers[0])) < ERRORS["float32"]
+    assert error(add(lora, case, 1, work), expected(runs, 1, x, y, *numbers[0])) < ERRORS["float32"]
 
 
 def shapes(tokens: int, dtype: str = "bfloat16", pages: int = PAGES, **other: Any) -> tuple[Any, ...]:

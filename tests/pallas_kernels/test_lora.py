@@ -13,7 +13,19 @@ from jax import Array
 
 from pallas_kernels.lora import config, pallas_triton, reference, xla
 from pallas_kernels.lora.api import EmbeddingLora, Lora, WorkList
-from tests.pallas_kernels.rank_pages import LAYERS, PAGES, RANK, Operands, Runs, expected, operands, parted, work_list
+from tests.pallas_kernels.rank_pages import (
+    BROKEN,
+    LAYERS,
+    PAGES,
+    RANK,
+    Operands,
+    Runs,
+    broken_runs,
+    expected,
+    operands,
+    parted,
+    work_list,
+)
 from tests.pallas_kernels.real import INTERPRET
 
 TILES = 3
@@ -99,6 +111,24 @@ def test_a_row_gets_the_same_bits_whoever_shares_its_batch(lora: Lora) -> None:
     together = add(lora, arrays, 1, work_list([[(2, 1.0)] * 3, mine, [(5, 2.0)]]))
     np.testing.assert_array_equal(alone[1], together[1])
     np.testing.assert_array_equal(alone[0], arrays[1][0])
+
+
+@pytest.mark.parametrize("lora", [reference.lora, xla.lora], ids=["reference", "xla"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_list_adds_nothing_of_other_pages(lora: Lora, kind: str) -> None:
+    """The kernels have this test of their own, by where tiles start."""
+    work, runs = broken_runs(kind, by_tile=True)
+    x, y, pools = operands(TILES, 1, seed=6)
+    np.testing.assert_allclose(add(lora, (x, y, pools), 1, work), expected(runs, 1, x, y, *pools[0]), atol=1e-4)
+
+
+@EMBEDDING_IMPLEMENTATIONS
+@pytest.mark.parametrize("page", [-1, PAGES])
+def test_embedding_lora_of_a_page_that_is_not_there_adds_nothing(embedding_lora: EmbeddingLora, page: int) -> None:
+    _, y, ((a, b),) = operands(1, 4, seed=7)
+    tokens = jnp.array([[3, 5, 0, 7]], jnp.int32)
+    added = embedding_lora(tokens, y, (a[:1], b[:1]), work_list([[(page, 1.0)]]), 0)
+    np.testing.assert_array_equal(added, y)
 
 
 @EMBEDDING_IMPLEMENTATIONS

@@ -14,10 +14,10 @@ from pallas_kernels.lora import mosaic_gpu
 from pallas_kernels.lora.api import WorkList
 from pallas_kernels.lora.config import columns_of_step, mosaic_spans
 from tests.gpu.lowering import lower_cuda, mosaic_kernels, triton_kernels
-from tests.pallas_kernels.rank_pages import PAGES, expected, operands, parted, work_list
+from tests.pallas_kernels.rank_pages import BROKEN, PAGES, broken_runs, expected, operands, parted, work_list
 from tests.pallas_kernels.real import INTERPRET, MOSAIC
 from tests.pallas_kernels.test_lora import add
-from tests.pallas_kernels.test_lora_triton import BROKEN, CAPACITY, ERRORS, Shape, broken_runs, error, runs_of, shapes
+from tests.pallas_kernels.test_lora_triton import CAPACITY, ERRORS, Shape, error, runs_of, shapes
 
 kernel = functools.partial(mosaic_gpu.lora, interpret=INTERPRET)
 runs = pytest.mark.skipif(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from pallas_kernels.lora.api import Lora, WorkList
 from pallas_kernels.lora.config import LoraConfig, Pass, lora_config
 from pallas_kernels.lora.pallas_triton import embedding_lora, lora
 from tests.gpu.lowering import lower_cuda, triton_kernels
-from tests.pallas_kernels.rank_pages import PAGES, Runs, expected, operands, parted, work_list
+from tests.pallas_kernels.rank_pages import BROKEN, PAGES, Runs, broken_runs, expected, operands, parted, work_list
 from tests.pallas_kernels.test_lora import add, embedding_kernel, kernel, kernel_in_place
 
 CAPACITY = 64
@@ -91,27 +90,6 @@ def test_the_last_of_a_tiles_items_counts(lora: Lora, length: int) -> None:
     added = add(lora, (x, y, pools), 1, work_list(short, capacity=CAPACITY))
     assert error(added, expected(short, 1, x, y, *pools[0])) < ERRORS["float32"]
     assert error(added, expected(runs, 1, x, y, *pools[0])) > 1e-3
-
-
-BROKEN = {
-    "pages that the pool has not": lambda work: work._replace(
-        page=work.page.at[0, 1:4].set([-1, PAGES, 2**31 - 1]), scale=work.scale.at[0, 2].set(np.nan)
-    ),
-    "a start before the list": lambda work: work._replace(start=work.start.at[0, 0].set(-(2**30))),
-    "an end past the list": lambda work: work._replace(start=work.start.at[0, 3].set(2**30)),
-    "an end before the start": lambda work: work._replace(start=work.start.at[0, 1].set(100)),
-}
-
-
-def broken_runs(kind: str) -> tuple[WorkList, Runs]:
-    """A broken list, and the items of its tiles that count."""
-    whole = work_list([[(1, 1.0), (2, 1.0)], [(3, 1.0), (4, 0.5), (5, 1.0)], [(0, 1.0)] * 7], capacity=12)
-    broken = BROKEN[kind](whole)
-    start, page, scale = (np.asarray(field)[0] for field in (broken.start, broken.page, broken.scale))
-    return broken, [
-        [(int(page[n]), float(scale[n])) for n in range(max(first, 0), min(end, 12)) if 0 <= page[n] < PAGES]
-        for first, end in itertools.pairwise(start)
-    ]
 
 
 @each_form

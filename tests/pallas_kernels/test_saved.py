@@ -79,13 +79,19 @@ def test_many_rows_of_one_matrix_are_as_many_programs_as_they_need() -> None:
     np.testing.assert_allclose(kernel(x, y, pool, work, MODULE), expected(pages, x, y, pool), rtol=1e-4, atol=1e-4)
 
 
-def test_a_page_that_is_not_there_changes_nothing() -> None:
+@IMPLEMENTATIONS
+def test_a_page_that_is_not_there_changes_nothing(saved_linear: SavedLinear) -> None:
     x, y, pool = operands(3, 1, seed=5)
     work = listed([1, 2, 3])
     page = np.array(work.page)
     page[MODULE, :2] = PAGES, -1
     broken = work._replace(page=page)
-    np.testing.assert_allclose(kernel(x, y, pool, broken, MODULE), expected([None, None, 3], x, y, pool), atol=1e-4)
+    due = expected([None, None, 3], x, y, pool)
+    np.testing.assert_allclose(saved_linear(x, y, pool, broken, MODULE), due, atol=1e-4)
+    tokens = jnp.zeros((3, 1), jnp.int32)
+    found = reference.saved_embedding(tokens, x, pool, broken, MODULE)
+    np.testing.assert_array_equal(found[:2], x[:2])
+    np.testing.assert_array_equal(found[2, 0], pool[0, 3, 0])
 
 
 @pytest.mark.parametrize("outs", [1, 99, 100])

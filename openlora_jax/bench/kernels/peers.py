@@ -91,7 +91,7 @@ def every_saved_linear(
     x: Float[Array, "T L D"], y: Float[Array, "T L V"], pool: SavedPages, work: WorkList, module: int
 ) -> Float[Array, "T L V"]:
     """Every tile times every matrix of the pool, of which it keeps its own."""
-    pages = pages_of_tiles(work, module)
+    pages = pages_of_tiles(work, module, pool.shape[1])
     of_all = _einsum("tld,pvd->tplv", x, pool[0])
     own = jnp.take_along_axis(of_all, jnp.maximum(pages, 0)[:, None, None, None], axis=1)[:, 0]
     return jnp.where((pages == NONE)[:, None, None], y, own.astype(y.dtype))
