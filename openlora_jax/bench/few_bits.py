@@ -44,18 +44,6 @@ SCORED = 4
 ROUNDS = 5
 """Of loads."""
 
-HEAD = """\
-# Adapters in few bits
-
-`openlora bench few-bits` writes this page. *Bytes* are over those of the same adapter in bfloat16. *Error* is what
-rounding changed of the delta of a module in a layer, in its Frobenius norm: the median, and the worst. *Score* is that
-of the demo's held-out tasks. *Moved* is the mean distance of a held-out token's log-probability to that with 16 bits,
-beside that of leaving the adapter out. *Load* is from files in the page cache to the pool, *cold* from files out of it:
-as plain pages in the pool's dtype, and int4 in pages of 4 bits. Columns of the random adapters differ in size by a
-standard deviation of a half in the logarithm, so that groups are rounded worse than those of trained ones.
-
-"""
-
 Adapter = tuple[Manifest, Mapping[str, Tensor]]
 
 
@@ -169,36 +157,6 @@ def load(store: AdapterStore, config: ModelConfig, dtype: str, adapters: Sequenc
                 cold[arm].append(seconds(digest, arm))
                 loads[arm].append(seconds(digest, arm))
         measured.loads, measured.cold = ([median(found[arm][1:]) for arm in LOADS] for found in (loads, cold))
-
-
-def markdown(adapters: Sequence[Measured]) -> str:
-    """A page with the table, a row an adapter."""
-    columns = (
-        "adapter", "rank", "modules", "int8 bytes", "int4 bytes", "int8 error", "int4 error", "int4 worst",
-        "score 16 bits", "int8", "int4", "moved by int8", "by int4", "by leaving it out",
-        *(f"{'' if index else title}{arm}" for title in ("load, ms: ", "cold: ") for index, arm in enumerate(LOADS)),
-    )  # fmt: skip
-    lines = [columns, ("---", *["--:"] * (len(columns) - 1)), *map(_cells, adapters)]
-    stayed = sum(measured.stayed for measured in adapters)
-    head = f"{HEAD}Files that could not be taken out of the page cache: {stayed}.\n\n"
-    return head + "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
-
-
-def _cells(measured: Measured) -> tuple[str, ...]:
-    sixteen, eight, four = measured.sizes
-    scores = [f"{score:.0%}" for score in measured.scores] or [""] * len(FORMS)
-    return (
-        measured.name,
-        str(measured.rank),
-        str(measured.modules),
-        f"{eight / sixteen:.3f}",
-        f"{four / sixteen:.3f}",
-        *(f"{median(errors):.4f}" for errors in measured.errors),
-        f"{max(measured.errors[1]):.3f}",
-        *scores,
-        *(f"{moved:.4f}" for moved in (*measured.moved, measured.without)),
-        *(f"{1000 * seconds:.1f}" for seconds in (*measured.loads, *measured.cold)),
-    )
 
 
 def _scores(llm: LLM, behaviour: Behaviour, adapters: Sequence[str]) -> list[float]:

@@ -145,7 +145,7 @@ def few_bits(
 
     from convert.adapter import convert_adapter
     from openlora_jax.adapters.store import AdapterStore
-    from openlora_jax.bench import few_bits, machine
+    from openlora_jax.bench import few_bits, few_bits_report, machine
     from openlora_jax.bench.long_tail import page_cache
     from openlora_jax.cli.loading import load, user_cache
     from openlora_jax.config import EngineConfig
@@ -164,13 +164,14 @@ def few_bits(
         found = few_bits.install(store, adapters | few_bits.random_adapters(manifest.config, manifest.digest))
         with load(str(base), folder, config=EngineConfig().using(backend)) as llm:
             few_bits.answer(llm, found)
-            dtype, setup = llm.config.dtype, {"backend": llm.backend, "machine": machine.machine()}
-        few_bits.load(store, manifest.config, dtype, found)
-    table = few_bits.markdown(found)
-    typer.echo(table)
+            setup: dict[str, Any] = {"backend": llm.backend, "dtype": llm.config.dtype}
+        few_bits.load(store, manifest.config, setup["dtype"], found)
+    setup |= {"machine": machine.machine(), "versions": machine.versions()}
+    page = few_bits_report.markdown(found, setup)
+    typer.echo(page)
     if markdown:
-        markdown.write_text(table)
-    write(json_file, {**setup, "versions": machine.versions()}, [asdict(each) for each in found])
+        markdown.write_text(page)
+    write(json_file, setup, [asdict(each) for each in found])
 
 
 app.command()(coldstart)

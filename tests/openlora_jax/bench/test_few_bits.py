@@ -1,4 +1,4 @@
-"""`bench few-bits` without its model: random adapters are installed and loaded in every form, and fill the page."""
+"""`bench few-bits` without its model: random adapters are installed and loaded in every form."""
 
 from pathlib import Path
 
@@ -24,7 +24,3 @@ def test_random_adapters_are_measured_in_every_form(tmp_path: Path, monkeypatch:
         eighth, fourth = measured.errors
         assert max(eighth) < 0.02 < min(fourth)
         assert len(measured.loads) == len(measured.cold) == len(few_bits.LOADS)
-        measured.moved, measured.without = [0.25, 0.5], 0.75
-    page = few_bits.markdown(found).splitlines()
-    assert page[-1].startswith("| random 2 | 4 | 4 | 0.531 | 0.281 |")
-    assert page[-1].count("|") == page[-4].count("|")
