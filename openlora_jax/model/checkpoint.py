@@ -97,7 +97,7 @@ def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, Any
 
 def read_in_groups(
     base: Path, config: ModelConfig, dtype: Dtype, groups: Iterable[Collection[str]]
-) -> Generator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """The same, a group of names after the other; who has done with one may let go of it before the next is read.
 
     Files stay open until it has ended, or the caller closes it.
