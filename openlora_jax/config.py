@@ -120,12 +120,14 @@ class EngineConfig(BaseModel):
                 raise InvalidConfig(key, f"{uneven[0]} is not a multiple of prefill_tile, {self.prefill_tile}")
 
     @classmethod
-    def load(cls: type[Config], name_or_path: str) -> Config:
-        """Reads `configs/NAME.yaml` of this package, or a YAML file at a path.
+    def load(cls: type[Config], name_or_path: str | None) -> Config:
+        """Reads `configs/NAME.yaml` of this package, or a YAML file at a path; None for the defaults.
 
         Raises:
             InvalidConfig: no such name or file, no YAML, or a value that cannot work.
         """
+        if name_or_path is None:
+            return cls()
         try:
             settings = yaml.safe_load(_read(name_or_path)) or {}
         except OSError as error:

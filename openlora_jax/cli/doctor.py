@@ -37,7 +37,7 @@ def doctor(
     from openlora_jax.memory import device_memory
     from serving.config import ServerConfig
 
-    settings = (ServerConfig.load(config) if config else ServerConfig()).using(backend)
+    settings = ServerConfig.load(config).using(backend)
     base = base or settings.base
     console = output()
     own = {"openlora-jax": __version__, "python": platform.python_version()}

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from openlora_jax.cli.generate import BackendOption
+from openlora_jax.cli.generate import BackendOption, ConfigOption
 from openlora_jax.cli.loading import load
 from openlora_jax.errors import InvalidConfig
 
 
 def serve(
-    config: Annotated[str, typer.Option(help="A shipped configuration's name, such as cpu, or a YAML file.")],
+    config: ConfigOption = None,
     base: Annotated[str | None, typer.Option(help="Converted base model.", show_default="from the config")] = None,
     store: Annotated[str | None, typer.Option(help="Adapter store.", show_default="from the config")] = None,
     remote: Annotated[
@@ -53,5 +53,5 @@ def serve(
 
 def _given(name: str, value: str | None) -> str:
     if value is None:
-        raise InvalidConfig(name, f"is not set; give --{name}, or `{name}:` in the file")
+        raise InvalidConfig(name, f"is not set; give --{name}, or `{name}:` in the configuration")
     return value

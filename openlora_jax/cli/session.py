@@ -47,7 +47,7 @@ def open_session(
 
     if server is not None and base is None:
         return ServerSession(server)
-    settings = ServerConfig.load(config) if config else ServerConfig()
+    settings = ServerConfig.load(config)
     base, store = base or settings.base, store or settings.store
     if base is None or server is not None:
         raise InvalidRequest("--base", "give --base for an engine here, or --server for one that runs elsewhere")

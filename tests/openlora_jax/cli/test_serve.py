@@ -67,6 +67,12 @@ def _own_sigint() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_own_sigint")
+def test_without_a_configuration_there_are_defaults() -> None:
+    with pytest.raises(InvalidConfig, match="base: is not set; give --base, or `base:` in the configuration"):
+        serve(store="S")
+
+
+@pytest.mark.usefixtures("_own_sigint")
 @pytest.mark.parametrize(
     ("yaml", "arguments", "problem"),
     [
