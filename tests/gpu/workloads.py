@@ -81,9 +81,7 @@ SMOLLM2_135M = ModelConfig(
     eos_token_ids=(2,),
 )
 
-FEW_ROWS = {
-    "llama-3.1-8b 8 rows": Workload(LLAMA_8B, ENGINE.model_copy(update={"max_rows": 8, "row_buckets": (8,)}))
-}
+FEW_ROWS = {"llama-3.1-8b 8 rows": Workload(LLAMA_8B, ENGINE.model_copy(update={"max_rows": 8, "row_buckets": (8,)}))}
 """The smallest bucket of the shipped configurations, where attention and LoRA are cut finer to fill the chip."""
 
 INT4_PAGES = {
