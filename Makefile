@@ -49,9 +49,9 @@ gpu-budget: $(GPU_VENV)/ready ## write tests/gpu/budget.json anew, from what the
 gpu-proof: $(GPU_VENV)/ready ## compile whole models for GPUs that are not here, and write docs/gpu_proof.md; half an hour
 	$(GPU_VENV)/bin/python -m tests.gpu.proof
 
-gpu-check: ## on a machine with an NVIDIA GPU: run the kernels' tests and benchmark on it, one page to send back
+gpu-check: ## on a machine with an NVIDIA GPU: test and time kernels and engine on it, one page to send back
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "no NVIDIA GPU is here: nvidia-smi lists none" >&2; exit 2; }
-	@$(MAKE) --no-print-directory $(VENV)/cuda
+	@$(MAKE) --no-print-directory $(VENV)/cuda .cache/adapters
 	@$(BIN)/python -m tests.gpu.check
 
 bench-long-tail: $(VENV)/ready base ## measure cold starts and oversubscription, and write docs/bench_*; half an hour

@@ -34,6 +34,7 @@ from openlora_jax.memory import MemoryPlan, device_memory, memory_budget, observ
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
+from openlora_jax.model.stored import code_bytes
 from openlora_jax.observed import Observed, Planned, observed_path
 from openlora_jax.outputs import Generation, collect
 from openlora_jax.planning import asked_before, demand_of, observed_before, plan_start
@@ -352,7 +353,11 @@ def resolve_ops(backend: BackendName, model: ModelConfig | None = None) -> Ops:
 
 def _sizes(model: ModelConfig) -> ModelSizes:
     shapes = module_shapes(model).values()
-    return ModelSizes(head=model.head_dim, modules=tuple(width for each in shapes for width in (each.d_in, each.d_out)))
+    return ModelSizes(
+        head=model.head_dim,
+        modules=tuple(width for each in shapes for width in (each.d_in, each.d_out)),
+        codes=code_bytes(model),
+    )
 
 
 def _runner(base: Path, config: EngineConfig, model: ModelConfig, ops: Ops, plan: MemoryPlan) -> DeviceRunner:

@@ -38,6 +38,7 @@ from pallas_kernels.quantized_linear import reference as quantized_linear_refere
 from pallas_kernels.quantized_linear import xla as quantized_linear_xla
 from pallas_kernels.quantized_linear.api import QuantizedLinear
 from pallas_kernels.quantized_linear.layers import QuantizedLayers, separate, stacked
+from pallas_kernels.quantized_linear.shapes import check_codes
 from pallas_kernels.saved import pallas_triton as saved_triton
 from pallas_kernels.saved import reference as saved_reference
 from pallas_kernels.saved import xla as saved_xla
@@ -78,10 +79,12 @@ class ModelSizes:
     Attributes:
         head: columns of an attention head.
         modules: columns of the inputs and outputs of the modules that adapters target.
+        codes: bytes of the codes of each matrix of few bits.
     """
 
     head: int
     modules: tuple[int, ...]
+    codes: tuple[int, ...]
 
 
 def _takes_any(model: ModelSizes) -> None:
@@ -272,6 +275,7 @@ TABLE: Mapping[str, Mapping[str, Implementation]] = {
         **_triton(
             quantized_linear_triton.linear,
             "codes become numbers in registers; XLA would write them to memory and read them again",
+            lambda model: check_codes(*model.codes),
         ),
         "tpu": _NUMBERS,
     },

@@ -1,8 +1,5 @@
 """What Triton's lowering takes, and computes right; checks of operands refuse the rest by name."""
 
-import numpy as np
-from jax import Array
-
 LEAST_SIZE = 16
 """Of what a product sums over: 8 numbers of bfloat16 compile to twice the right sum, and nothing says so."""
 DTYPES = ("float32", "bfloat16")
@@ -26,7 +23,7 @@ def check_same(what: str, one: object, other: object) -> None:
         raise ValueError(f"{what} differ: {one} and {other}")
 
 
-def check_reach(what: str, codes: Array | np.ndarray) -> None:
-    """That offsets reach all of an array of single bytes. Raises ValueError."""
-    if codes.size in WRAPPED:
-        raise ValueError(f"{what}: {codes.size:,} bytes; must be less than {WRAPPED.start:,}, or {WRAPPED.stop:,}")
+def check_reach(what: str, size: int) -> None:
+    """That offsets reach all of an array of so many single bytes. Raises ValueError."""
+    if size in WRAPPED:
+        raise ValueError(f"{what}: {size:,} bytes; must be less than {WRAPPED.start:,}, or {WRAPPED.stop:,} or more")

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Mapping
-from functools import lru_cache
 
 from openlora_jax.adapters.registry import Names
 from openlora_jax.errors import BadCheckpoint, InvalidRequest
@@ -11,8 +10,6 @@ from serving.proto import openlora_pb2 as pb
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-MAX_SIZES = 1 << 14
-"""Adapters whose sizes are remembered, at most."""
 
 STATES: Mapping[str, pb.AdapterState] = {
     "absent": pb.ADAPTER_STATE_DISK,
@@ -28,10 +25,11 @@ class Catalog:
     """Every method raises UnknownAdapter for a name that is none; of a mix, what is asked is done to each member.
 
     The size of what a digest names never changes, so a manifest is read once; damage that comes later shows in loads.
+    Only sizes are kept: manifests take 20 to 50 kB each in memory.
     """
 
     def __init__(self) -> None:
-        self._size = lru_cache(MAX_SIZES)(_size)
+        self._sizes = dict[str, tuple[int, int]]()
 
     def page(self, llm: LLM, size: int, token: str, in_memory_only: bool = False) -> pb.ListAdaptersResponse:
         """The next `size` adapters after the name `token`, by name. A page token is the last name of its page.
@@ -101,12 +99,15 @@ class Catalog:
             adapter.state = pb.ADAPTER_STATE_REMOTE
         return adapter
 
+    def _size(self, store: Store, digest: str) -> tuple[int, int]:
+        """An adapter's largest rank, and its pages. Raises BadCheckpoint, OSError."""
+        size = self._sizes.get(digest)
+        if size is None:
+            manifest = store.manifest(digest)
+            rank = max((module.rank for module in manifest.modules.values()), default=0)
+            size = self._sizes[digest] = rank, sum(manifest.pages.values())
+        return size
+
 
 def _in_memory(llm: LLM) -> Mapping[str, AdapterStatus]:
     return {status.digest: status for status in llm.adapters.status()}
-
-
-def _size(store: Store, digest: str) -> tuple[int, int]:
-    """An adapter's largest rank, and its pages. Raises BadCheckpoint, OSError."""
-    manifest = store.manifest(digest)
-    return max((module.rank for module in manifest.modules.values()), default=0), sum(manifest.pages.values())

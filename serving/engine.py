@@ -39,8 +39,6 @@ class Engine(Protocol):
 class Store(Protocol):
     """The registered adapters on disk."""
 
-    def __hash__(self) -> int: ...
-
     def members(self, name: str) -> Sequence[Member]:
         """The adapters that a name stands for, or raises UnknownAdapter."""
 

@@ -49,7 +49,9 @@ class OpenLoraService:
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
         self._catalog = Catalog()
-        self._loads = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load")  # not to hold up the tokenising
+        # Threads of their own, not to hold up the tokenising: loads wait, and the first looks read every manifest.
+        self._loads = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load")
+        self._looks = ThreadPoolExecutor(1, thread_name_prefix="look")
 
     @rpc
     async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
@@ -89,13 +91,13 @@ class OpenLoraService:
 
     @rpc
     async def ListAdapters(self, request: pb.ListAdaptersRequest, call: Call) -> pb.ListAdaptersResponse:
-        return await asyncio.to_thread(
-            self._catalog.page, call.llm, request.page_size, request.page_token, request.in_memory
+        return await asyncio.get_running_loop().run_in_executor(
+            self._looks, self._catalog.page, call.llm, request.page_size, request.page_token, request.in_memory
         )
 
     @rpc
     async def GetAdapter(self, request: pb.GetAdapterRequest, call: Call) -> pb.Adapter:
-        return await _adapter(request.name, call, self._catalog.get)
+        return await _adapter(request.name, call, self._catalog.get, self._looks)
 
     @rpc
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, call: Call) -> pb.Adapter:
@@ -107,12 +109,12 @@ class OpenLoraService:
 
     @rpc
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, call: Call) -> pb.Adapter:
-        return await _adapter(request.name, call, self._catalog.unload)
+        return await _adapter(request.name, call, self._catalog.unload, self._looks)
 
     @rpc
     async def PinAdapter(self, request: pb.PinAdapterRequest, call: Call) -> pb.Adapter:
         pinned = request.pinned or not request.HasField("pinned")
-        return await _adapter(request.name, call, partial(self._catalog.pin, pinned=pinned))
+        return await _adapter(request.name, call, partial(self._catalog.pin, pinned=pinned), self._looks)
 
     @rpc
     async def ServerInfo(self, request: pb.ServerInfoRequest, call: Call) -> pb.ServerInfoResponse:
@@ -171,8 +173,6 @@ def _finished(event: Finished, call: Call) -> pb.Finished:
     return responses.finished(event)
 
 
-async def _adapter(
-    name: str, call: Call, action: Callable[[LLM, str], pb.Adapter], threads: Executor | None = None
-) -> pb.Adapter:
+async def _adapter(name: str, call: Call, action: Callable[[LLM, str], pb.Adapter], threads: Executor) -> pb.Adapter:
     call.facts["adapter"] = requests.adapter_name(name)
     return await asyncio.get_running_loop().run_in_executor(threads, action, call.llm, name)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -106,7 +107,7 @@ class Results:
     """Tokens per second and milliseconds per decode step, by arm; the floor's and the peer's beside them.
 
     Attributes:
-        greedy, sampled: a decode step of the base model alone, by how its rows choose.
+        greedy, sampled: a decode step of the base model alone, by how its rows choose; greedy is its arm's, if any.
     """
 
     throughput: dict[str, Samples]
@@ -178,23 +179,24 @@ def measure(llm: LLM, workload: Workload, peer: Peer | None, progress: Progress)
         peer={arm.name: Samples(arm.name, "tok/s") for arm in grid} if peer else {},
     )
     floor = Floor(llm.model, llm.runner.parameters, workload.requests)
+    base_step_ms = partial(decode_step_ms, llm, [{}] * workload.requests, _middle(workload))
     tokens = workload.requests * workload.new
     for round_number in range(-1, workload.rounds):
         progress("warm-up" if round_number < 0 else f"round {round_number + 1}", round_number + 1, workload.rounds + 1)
         floor_ms = _step_ms(floor.dispatch, jax.block_until_ready)
-        greedy, sampled = (
-            decode_step_ms(llm, [{}] * workload.requests, _middle(workload), how) for how in (GREEDY, SAMPLED)
-        )
+        sampled = base_step_ms(SAMPLED)
         taken = [_round(llm, arm, prompts, workload, peer) for arm in grid]
         if round_number < 0:
             continue
-        for samples, value in ((results.floor, floor_ms), (results.greedy, greedy), (results.sampled, sampled)):
-            samples.values.append(value)
+        results.floor.values.append(floor_ms)
+        results.sampled.values.append(sampled)
         for arm, (seconds, step_ms, peer_seconds) in zip(grid, taken, strict=True):
             results.throughput[arm.name].values.append(tokens / seconds)
             results.step[arm.name].values.append(step_ms)
             if peer:
                 results.peer[arm.name].values.append(tokens / peer_seconds)
+        base = results.step.get(BASE_ONLY)
+        results.greedy.values.append(base.values[-1] if base else base_step_ms(GREEDY))
     progress("done", workload.rounds + 1, workload.rounds + 1)
     return results
 

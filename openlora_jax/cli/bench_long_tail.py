@@ -20,6 +20,7 @@ from openlora_jax.cli.bench_options import (
 )
 from openlora_jax.cli.console import output
 from openlora_jax.cli.generate import BackendOption
+from openlora_jax.config import BackendName
 
 if TYPE_CHECKING:
     from openlora_jax.bench.long_tail.document import Document
@@ -69,11 +70,6 @@ def coldstart(
 
     Takes 10 minutes on two cores with a model of 135 million weights.
     """
-    from openlora_jax.bench.long_tail import coldstart_report, document
-    from openlora_jax.bench.long_tail.coldstart import measure
-    from openlora_jax.cli.loading import load
-    from openlora_jax.cli.progress import shown_progress
-
     workload = Coldstart(
         pages=pages,
         ranks=_ranks(ranks),
@@ -90,6 +86,18 @@ def coldstart(
         rounds=rounds,
         seed=seed,
     )
+    _publish(*_coldstart(workload, base, backend, cache), json_file, markdown, plot)
+
+
+def _coldstart(
+    workload: Coldstart, base: Path, backend: BackendName | None, cache: Path | None
+) -> tuple["Document", Any]:
+    """The tables, and what the plot is drawn from."""
+    from openlora_jax.bench.long_tail import coldstart_report, document
+    from openlora_jax.bench.long_tail.coldstart import measure
+    from openlora_jax.cli.loading import load
+    from openlora_jax.cli.progress import shown_progress
+
     began = time.monotonic()
     [store] = _stores(cache, base, workload.fleet)
     config = workload.settings.using(backend)
@@ -97,8 +105,7 @@ def coldstart(
         results = measure(llm, store, workload, progress)
         setup = document.setup(llm, workload, time.monotonic() - began)
     tables = coldstart_report.grids(results, workload)
-    found = document.Document("coldstart", setup, coldstart_report.as_json(results), tables)
-    _publish(found, results, json_file, markdown, plot)
+    return document.Document("coldstart", setup, coldstart_report.as_json(results), tables), results
 
 
 def oversubscribe(
@@ -129,11 +136,6 @@ def oversubscribe(
     The control is the same arrivals for adapters that are always resident. Takes 15 minutes on two cores with a model
     of 135 million weights, and keeps 7 GB of adapters for the next time.
     """
-    from openlora_jax.bench.long_tail import document, oversubscribe_report
-    from openlora_jax.bench.long_tail.oversubscribe import measure
-    from openlora_jax.cli.loading import load
-    from openlora_jax.cli.progress import shown_progress
-
     workload = Oversubscribe(
         registered=registered,
         pages=pages,
@@ -149,6 +151,18 @@ def oversubscribe(
         closed_rounds=closed_rounds,
         seed=seed,
     )
+    _publish(*_oversubscribe(workload, base, backend, cache), json_file, markdown, plot)
+
+
+def _oversubscribe(
+    workload: Oversubscribe, base: Path, backend: BackendName | None, cache: Path | None
+) -> tuple["Document", Any]:
+    """The tables, and what the plot is drawn from."""
+    from openlora_jax.bench.long_tail import document, oversubscribe_report
+    from openlora_jax.bench.long_tail.oversubscribe import measure
+    from openlora_jax.cli.loading import load
+    from openlora_jax.cli.progress import shown_progress
+
     began = time.monotonic()
     many, resident = _stores(cache, base, workload.fleet, workload.resident)
     config = workload.settings.using(backend)
@@ -160,8 +174,7 @@ def oversubscribe(
         results = measure(llm, few, many, workload, progress)
         setup = document.setup(llm, workload, time.monotonic() - began)
     tables = oversubscribe_report.grids(results)
-    found = document.Document("oversubscribe", setup, oversubscribe_report.as_json(results), tables)
-    _publish(found, results, json_file, markdown, plot)
+    return document.Document("oversubscribe", setup, oversubscribe_report.as_json(results), tables), results
 
 
 def _ranks(text: str) -> tuple[int, ...]:

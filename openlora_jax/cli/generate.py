@@ -33,6 +33,9 @@ TenantOption = Annotated[str | None, typer.Option(help="Whose request it is, for
 TtftOption = Annotated[
     float | None, typer.Option(help="Seconds to the first token; refused if too short.", show_default=False)
 ]
+TpotOption = Annotated[
+    float | None, typer.Option(help="Seconds from token to token; refused if too short.", show_default=False)
+]
 
 
 def generate(
@@ -60,9 +63,7 @@ def generate(
     priority: PriorityOption = None,
     tenant: TenantOption = None,
     ttft_deadline: TtftOption = None,
-    tpot_deadline: Annotated[
-        float | None, typer.Option(help="Seconds from token to token; refused if too short.", show_default=False)
-    ] = None,
+    tpot_deadline: TpotOption = None,
 ) -> None:
     """Continues a prompt, or each row of a file, with the base model, an adapter, a mix of adapters, or an ensemble.
 
@@ -73,13 +74,9 @@ def generate(
     if (prompt is None) == (source is None):
         raise InvalidRequest("--prompt", "give --prompt for one text, or --input for a file of rows")
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    scheduling = {
-        "priority": priority,
-        "tenant": tenant,
-        "ttft_deadline": ttft_deadline,
-        "tpot_deadline": tpot_deadline,
-    }
-    defaults = given(sampling) | given(scheduling) | _target(adapter, mix, ensemble)
+    deadlines = {"ttft_deadline": ttft_deadline, "tpot_deadline": tpot_deadline}
+    scheduling = {"priority": priority, "tenant": tenant, **deadlines}
+    defaults = given(sampling | scheduling) | _target(adapter, mix, ensemble)
 
     def parse(fields: Mapping[str, Any]) -> GenerateInput:
         own_target = TARGET_KEYS & fields.keys()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from openlora_jax.config import EngineConfig
+from openlora_jax.engine.adapters import Adapters
 from openlora_jax.engine.admission import Admission
 from openlora_jax.engine.deadlines import Deadlines
 from openlora_jax.engine.holding import hold
@@ -30,7 +31,7 @@ from openlora_jax.engine.rates import Rates
 from openlora_jax.engine.request import Event, GenerateRequest, ScoreRequest, TokenLogprobs
 from openlora_jax.engine.results import last_events, take_scores, take_token
 from openlora_jax.engine.scheduler import Schedule, Scheduler
-from openlora_jax.engine.sequence import Adapters, LiveRequest, Sequence
+from openlora_jax.engine.sequence import LiveRequest, Sequence
 from openlora_jax.engine.stopping import Detokenizer, Output
 from openlora_jax.engine.stream import EventStream
 from openlora_jax.errors import DeadlineExceeded, EngineStopped, NotFinite, OpenLoraError, Overloaded

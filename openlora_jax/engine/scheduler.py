@@ -30,11 +30,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from openlora_jax.config import EngineConfig
+from openlora_jax.engine.adapters import Adapters
 from openlora_jax.engine.launch import Launch, next_chunk
 from openlora_jax.engine.plan import Tile
 from openlora_jax.engine.policy import PATIENCE, policy_of
 from openlora_jax.engine.room import Room
-from openlora_jax.engine.sequence import Adapters, LiveRequest, Party, Rank, Sequence
+from openlora_jax.engine.sequence import LiveRequest, Party, Rank, Sequence
 from openlora_jax.errors import InvalidRequest
 
 

@@ -7,7 +7,7 @@ BASE/tokenizer.json, BASE/tokenizer_config.json, and BASE/chat_template.jinja wh
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -97,8 +97,11 @@ def read_weights(base: Path, config: ModelConfig, dtype: Dtype) -> dict[str, Any
 
 def read_in_groups(
     base: Path, config: ModelConfig, dtype: Dtype, groups: Iterable[Collection[str]]
-) -> Iterator[dict[str, Any]]:
-    """The same, a group of names after the other; who has done with one may let go of it before the next is read."""
+) -> Generator[dict[str, Any], None, None]:
+    """The same, a group of names after the other; who has done with one may let go of it before the next is read.
+
+    Files stay open until it has ended, or the caller closes it.
+    """
     path = (base / "weights").absolute()
     table = weight_table(config)
     try:

@@ -1,6 +1,7 @@
 """A model's weights in the form that a step takes: flat leaves, matrices one array a layer, vectors stacked."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -55,9 +56,9 @@ class Parameters:
         kinds = {kind: [f"layers.{index}.{kind}.weight" for index in range(config.num_layers)] for kind in MATRICES}
         others = weight_table(config).keys() - set(chain(*kinds.values()))
         model = Transformer(config)
-        read = read_in_groups(base, config, dtype, [others, *kinds.values()])
-        with_values(model, next(read))
-        return cls.of(model, {kind: _arranged(tuple(next(read).values()), layers) for kind in kinds})
+        with closing(read_in_groups(base, config, dtype, [others, *kinds.values()])) as read:
+            with_values(model, next(read))
+            return cls.of(model, {kind: _arranged(tuple(next(read).values()), layers) for kind in kinds})
 
     @classmethod
     def of(cls, model: Transformer, matrices: Mapping[str, LayerMatrices] | None = None) -> "Parameters":

@@ -52,3 +52,9 @@ def weight_bytes(config: ModelConfig, dtype: Dtype) -> int:
     """Bytes of all weights of a model, on disk or on a device."""
     arrays = stored_arrays(weight_table(config), dtype).values()
     return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+
+
+def code_bytes(config: ModelConfig) -> tuple[int, ...]:
+    """Bytes of the codes of each quantised matrix of a model."""
+    arrays = stored_arrays(weight_table(config), "float32")
+    return tuple(math.prod(array.shape) for name, array in arrays.items() if name.endswith(".codes"))

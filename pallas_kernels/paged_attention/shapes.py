@@ -55,4 +55,4 @@ def _check_cache(q: Float[Array, "T L H E"], kv: KvCache) -> None:
     if scales is not None:
         if scales.shape != (*values.shape[:2], 2, *values.shape[2:4]):
             raise ValueError(f"scales of shape {scales.shape} are not those of values of shape {values.shape}")
-        check_reach("codes of values", values)
+        check_reach("codes of values", values.size)

@@ -20,4 +20,10 @@ def check_quantized_linear(x: Float[Array, "N I"], weight: QuantizedMatrix) -> N
     for name, part in weight._asdict().items():
         if part is not None:
             check_same(f"rows of codes, of {name}", outs, part.shape[0])
-    check_reach("codes", weight.codes)
+    check_codes(weight.codes.size)
+
+
+def check_codes(*sizes: int) -> None:
+    """That the kernel reaches all codes of matrices, by the bytes that each matrix has. Raises ValueError."""
+    for size in sizes:
+        check_reach("codes of a matrix", size)

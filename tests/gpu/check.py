@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.check`: what the kernels do on the GPU of this machine, on one page to send back."""
+"""`python -m tests.gpu.check`: what kernels and engine do on the GPU of this machine, on one page to send back."""
 
 import os
 import subprocess
@@ -10,9 +10,13 @@ from importlib.metadata import distributions
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.gpu.answers import answered, differences, sure_tokens
+
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL_TESTS = ROOT / "tests" / "pallas_kernels"
 RESULTS = ROOT / ".cache" / "gpu-check"
+BASE, STORE = ROOT / ".cache" / "base" / "smollm2-135m-instruct", ROOT / ".cache" / "store"
+"""What `make demo` serves."""
 DRIVER_FACTS = "name,driver_version,memory.total,compute_cap,clocks.max.sm,clocks.max.memory,power.limit"
 COMPUTING = ("jax", "jaxlib", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-runtime-cu12", "openlora-jax")
 BACKENDS = {"cuda": (0,), "mosaic": (0, 2)}
@@ -60,10 +64,40 @@ def sections() -> Iterator[tuple[str, bool]]:
             found = run_tests(file)
             yield "\n".join(map(str, found)), any(verdict.failure for verdict in found)
     for backend in BACKENDS:
-        for command in (("doctor",), ("bench", "kernels", "--json", str(RESULTS / f"{backend}.json"))):
-            done = run(sys.executable, "-m", "openlora_jax", *command, OPENLORA_BACKEND=backend)
-            shown = f"\n$ OPENLORA_BACKEND={backend} openlora {' '.join(command[:2])}\n{done.stdout}{_end(done.stderr)}"
-            yield shown, done.returncode not in BACKENDS[backend]
+        yield shown("doctor", backend=backend)
+        yield shown("bench", "kernels", "--json", str(RESULTS / f"{backend}.json"), backend=backend)
+    yield demo()
+    yield shown("bench", "throughput", "--base", str(BASE), "--json", str(RESULTS / "throughput.json"), backend="cuda")
+
+
+def shown(*command: str, backend: str) -> tuple[str, bool]:
+    """A command of `openlora` with what it printed, and whether it failed."""
+    done = openlora(*command, OPENLORA_BACKEND=backend)
+    text = f"\n$ OPENLORA_BACKEND={backend} openlora {' '.join(command[:2])}\n{done.stdout}{_end(done.stderr)}"
+    return text, done.returncode not in BACKENDS[backend]
+
+
+def demo() -> tuple[str, bool]:
+    """Whether the engine on this GPU gives the demo's greedy answers of the CPU."""
+    where = ("--base", str(BASE), "--store", str(STORE))
+    platforms = {"cpu": "cpu", "cuda": ON_GPU.get("JAX_PLATFORMS", "cpu")}
+    try:
+        expected, found = (
+            answered(openlora, where, RESULTS, OPENLORA_BACKEND=backend, JAX_PLATFORMS=platform, **IN_FULL)
+            for backend, platform in platforms.items()
+        )
+    except RuntimeError as error:
+        return f"\nFAIL  the demo's answers: {_end(str(error))}", True
+    problems = differences(found, expected)
+    sure = sum(sure_tokens(sample) for line in expected for sample in line["outputs"])
+    state = "FAIL" if problems else "pass"
+    return "\n".join([f"\n{state}  the demo's answers, greedy, as on the CPU: {sure} tokens", *problems]), bool(
+        problems
+    )
+
+
+def openlora(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "openlora_jax", *arguments, **environment)
 
 
 def facts() -> list[str]:

@@ -9,7 +9,7 @@ from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
 from tests.gpu.workloads import KV_INT8, LLAMA_8B, WORKLOADS
 
-NAME, PLAIN = "llama-3.1-8b kv int8", "llama-3.1-8b"
+(NAME, VAST), PLAIN = KV_INT8, "llama-3.1-8b"
 each_step = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -29,12 +29,18 @@ def test_the_cache_takes_half_of_bfloat16_and_its_scales() -> None:
     assert coded * 2 * LLAMA_8B.head_dim == plain * (LLAMA_8B.head_dim + 4)
 
 
+def test_keys_of_two_layers_are_past_4_gib() -> None:
+    keys = step("decode", KV_INT8[VAST].at_depth(SHALLOW), implementations("cuda")).operands["kv"].keys
+    assert keys.size > 1 << 32
+
+
 @pytest.mark.gpu_compile
 @pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip()))
 @pytest.mark.parametrize(("chip", "kind"), mostly_slow(STEPS))
-def test_codes_become_numbers_in_registers(chip: str, kind: Kind) -> None:
+@pytest.mark.parametrize("name", [NAME, VAST])
+def test_codes_become_numbers_in_registers(chip: str, kind: Kind, name: str) -> None:
     """On tensor cores, without spills; and the cache stays where it lies."""
-    facts = compiled(Case(chip, kind, NAME, SHALLOW))
+    facts = compiled(Case(chip, kind, name, SHALLOW))
     kernel = facts.kernels["paged_attention_kernel"]
     assert kernel.spilled == 0
     assert kernel.mma != "none"

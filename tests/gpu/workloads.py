@@ -81,6 +81,9 @@ SMOLLM2_135M = ModelConfig(
     eos_token_ids=(2,),
 )
 
+FEW_ROWS = {"llama-3.1-8b 8 rows": Workload(LLAMA_8B, ENGINE.model_copy(update={"max_rows": 8, "row_buckets": (8,)}))}
+"""The smallest bucket of the shipped configurations, where attention and LoRA are cut finer to fill the chip."""
+
 INT4_PAGES = {
     "llama-3.1-8b int4 pages": Workload(LLAMA_8B, ENGINE.model_copy(update={"int4_pages": 4 * ENGINE.pool_pages}))
 }
@@ -98,4 +101,10 @@ SAVED = {"llama-3.1-8b saved": Workload(LLAMA_8B, ENGINE.model_copy(update={"sav
 """With room for adapters' own heads and embeddings, past 4 GiB of each."""
 
 QUANTISED = {f"llama-3.1-8b {how}": Workload(replace(LLAMA_8B, quantization=how), ENGINE) for how in FORMATS}
-KV_INT8 = {"llama-3.1-8b kv int8": Workload(LLAMA_8B, ENGINE.model_copy(update={"kv_dtype": "int8"}))}
+KV_INT8 = {
+    "llama-3.1-8b kv int8": Workload(LLAMA_8B, ENGINE.model_copy(update={"kv_dtype": "int8"})),
+    "llama-3.1-8b kv int8 past 4 GiB": Workload(
+        LLAMA_8B, ENGINE.model_copy(update={"kv_dtype": "int8", "kv_blocks": 40_000})
+    ),
+}
+"""The second has keys past 4 GiB with two layers."""

@@ -32,6 +32,7 @@ from openlora_jax.inputs import Adapter, Prompt
 from openlora_jax.model.checkpoint import BaseManifest
 from openlora_jax.observed import Observed, observed_path
 from openlora_jax.outputs import Generation, collect
+from openlora_jax.quantization.format import Quantization
 from pallas_kernels.kv_cache import KvCache
 from tests.openlora_jax.adapters.poison import write_that_fails_when_it_runs, write_that_takes_the_pool_with_it
 from tests.openlora_jax.test_tokenizer import byte_level, write_base
@@ -346,10 +347,26 @@ def test_settings_that_cannot_work(tiny_base: Path, settings: dict[str, Any], me
         LLM(tiny_base, **settings)
 
 
-def test_a_model_that_a_kernel_does_not_take_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "problem"),
+    [
+        ({"head_dim": 130}, "paged_attention: heads are 130 wide"),
+        (
+            {
+                "vocab_size": (1 << 16) + 16,
+                "hidden_size": 1 << 15,
+                "quantization": Quantization(format="int8", group=32),
+            },
+            "quantized_linear: codes of a matrix: 2,148,007,936 bytes; must be less than 2,147,483,649",
+        ),
+    ],
+)
+def test_a_model_that_a_kernel_does_not_take_is_refused_before_its_weights_are_read(
+    tmp_path: Path, sizes: dict[str, Any], problem: str
+) -> None:
     write_base(tmp_path, byte_level())
-    BaseManifest(config=replace(MODEL, head_dim=130), dtype="float32", digest=DIGEST, source="none").write(tmp_path)
-    with pytest.raises(InvalidConfig, match=r"backend .interpret. .*: paged_attention: heads are 130 wide"):
+    BaseManifest(config=replace(MODEL, **sizes), dtype="float32", digest=DIGEST, source="none").write(tmp_path)
+    with pytest.raises(InvalidConfig, match=rf"backend .interpret. .*: {problem}"):
         LLM(tmp_path, backend="interpret")
 
 

@@ -114,7 +114,7 @@ def test_what_the_kernel_does_not_serve(columns: int, dtype: str, problem: str) 
 def test_codes_whose_offsets_would_be_negative_are_refused() -> None:
     weight = described(((1 << 16) + 16, 1 << 15), Quantization(format="int8", group=None))
     x = ShapeDtypeStruct((1, 1, 1 << 15), jnp.bfloat16)
-    with pytest.raises(ValueError, match="codes: 2,148,007,936 bytes; must be less than 2,147,483,649"):
+    with pytest.raises(ValueError, match="codes of a matrix: 2,148,007,936 bytes; must be less than 2,147,483,649"):
         jax.eval_shape(lambda x, w: pallas_triton.linear(x, (w,), np.asarray(0, np.int32)), x, weight)
 
 

@@ -102,18 +102,31 @@ def test_mosaic_was_made_for_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "head", "width", "problem"),
+    ("backend", "model", "problem"),
     [
-        ("cuda", 128, 1536, None),
-        ("cuda", 256, 1536, "paged_attention: heads are 256 wide; the kernel takes at most 128"),
-        ("mosaic", 64, 1504, "lora: columns of A or B: 1504; must be a multiple of 64"),
+        ("cuda", ModelSizes(head=128, modules=(512, 1536), codes=(1 << 31,)), None),
+        (
+            "cuda",
+            ModelSizes(head=256, modules=(512,), codes=()),
+            "paged_attention: heads are 256 wide; the kernel takes at most 128",
+        ),
+        (
+            "cuda",
+            ModelSizes(head=128, modules=(512,), codes=(512, 1 << 32)),
+            "quantized_linear: codes of a matrix: 4,294,967,296 bytes; must be less than 2,147,483,649, "
+            "or 4,294,967,297 or more",
+        ),
+        (
+            "mosaic",
+            ModelSizes(head=64, modules=(512, 1504), codes=()),
+            "lora: columns of A or B: 1504; must be a multiple of 64",
+        ),
     ],
 )
 def test_a_model_that_a_kernel_does_not_take(
-    monkeypatch: pytest.MonkeyPatch, backend: str, head: int, width: int, problem: str | None
+    monkeypatch: pytest.MonkeyPatch, backend: str, model: ModelSizes, problem: str | None
 ) -> None:
     use_device(monkeypatch, "gpu", compute_capability="9.0")
-    model = ModelSizes(head=head, modules=(512, width))
     if problem is None:
         assert resolve(backend, model).backend == backend
         return

@@ -1,11 +1,13 @@
 """What is too much is refused before it costs anything."""
 
 import asyncio
+import threading
 from typing import Any
 
 import grpc
 import pytest
 
+from openlora_jax.adapters.manifest import Manifest
 from openlora_jax.engine.stream import EventStream
 from serving.proto import openlora_pb2 as pb
 from serving.proto import openlora_pb2_grpc as pb_grpc
@@ -50,6 +52,27 @@ async def test_calls_are_bounded_over_all_connections(
         async with asyncio.timeout(5.0):
             while not await is_answered(other):
                 await asyncio.sleep(0.01)
+
+
+async def test_looking_at_adapters_holds_up_no_prompt(stub: Any, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking, go = threading.Event(), threading.Event()
+
+    def manifest(digest: str) -> Manifest:
+        looking.set()
+        assert go.wait(30.0)
+        return original(digest)
+
+    original = llm.store.manifest
+    monkeypatch.setattr(llm.store, "manifest", manifest)
+    looks = [stub.ListAdapters(pb.ListAdaptersRequest()) for _ in range(30)]
+    looks += [stub.GetAdapter(pb.GetAdapterRequest(name="sql")) for _ in range(30)]
+    try:
+        await until(looking.is_set)
+        async with asyncio.timeout(10.0):
+            assert (await stub.Generate(generate(max_tokens=1))).outputs[0].text == "d"
+    finally:
+        go.set()
+    await asyncio.gather(*looks)
 
 
 async def is_answered(stub: Any) -> bool:

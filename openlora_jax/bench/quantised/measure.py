@@ -77,7 +77,7 @@ class Results:
 def measure(base: Path, cache: Path, tokens: int, rounds: int, progress: Progress) -> Results:
     """Of a base model that is tuned off its grid, once, and kept in the cache.
 
-    The cache is of what made it: another recipe, or another version of what computes, finds nothing there.
+    The cache is of what made it: another recipe, or another release of what computes, finds nothing there.
 
     Args:
         base: a converted base model.

@@ -65,20 +65,15 @@ def _accuracy(results: Results) -> Grid:
 
 
 def _memory(results: Results) -> Grid:
-    """A conversion may hold what it makes and one tensor, and so may a load."""
+    """What is quantised: a conversion may hold what it makes and one tensor, and so may a load."""
     names = {arm.folder: arm.name for arm in reversed(ARMS)}
-    rows = tuple(
-        (
-            names[folder],
-            _mb(size),
-            _mb(size + results.largest),
-            _mb(results.converting[folder]),
-            _mb(results.loading[folder]),
-        )
-        for folder, size in results.sizes.items()
-    )
-    columns = ("base", "weights", "and the largest tensor", "held to convert", "held to load")
-    return Grid(title="MB, at their height, beyond the libraries", columns=columns, rows=rows)
+    rows = []
+    for folder, size in results.sizes.items():
+        bound, held = size + results.largest, (results.converting[folder], results.loading[folder])
+        promised = ("", "") if folder == FLOAT32 else tuple("pass" if each <= bound else "short" for each in held)
+        rows.append((names[folder], _mb(size), _mb(bound), _mb(held[0]), promised[0], _mb(held[1]), promised[1]))
+    columns = ("base", "weights", "and the largest tensor: the bound", "held to convert", "", "held to load", "")
+    return Grid(title="MB, at their height, beyond the libraries", columns=columns, rows=tuple(rows))
 
 
 def _steps(results: Results) -> Grid:

@@ -92,7 +92,7 @@ def test_the_tables_hold_figures_against_their_bounds() -> None:
         largest=10**6,
         sizes=dict.fromkeys(folders, 10**6),
         converting=dict.fromkeys(folders, 10**6),
-        loading=dict.fromkeys(folders, 10**6),
+        loading=dict.fromkeys(folders, 3 * 10**6),
         perplexity={arm.name: 20.0 if arm.bound is None else 20.0 * (1.001 + arm.bound) for arm in ARMS},
         steps={arm.name: {(1, 96): Samples(arm.name, "ms", [3.0, 1.0, 2.0])} for arm in ARMS},
         errors={"int8": {"Gaussian": 0.01}},
@@ -100,6 +100,8 @@ def test_the_tables_hold_figures_against_their_bounds() -> None:
     page = report.markdown(results)
     assert "| int8, groups of 32 | 1.000 | 20.120 | +0.60% | 0.5% | short |" in page
     assert "| int4 with offsets, groups of 64 | 1.000 | 20.000 | +0.00% |  |  |" in page
+    assert "| int8, groups of 32 | 1 | 2 | 1 | pass | 3 | short |" in page
+    assert "| float32 | 1 | 2 | 1 |  | 3 |  |" in page
     assert "| float32 | 1.0 (2.0) |" in page
     assert report.as_json(results)["steps"][FLOAT32] == {"1 rows, 96 tokens": [3.0, 1.0, 2.0]}
 

@@ -1,6 +1,7 @@
 """The benchmark on a small model: every arm, the floor and a peer are measured in every round."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,15 @@ def test_every_arm_is_measured_in_every_round(tiny_base: Path, tmp_path: Path) -
     with LLM(tiny_base, tmp_path, config=settings(WORKLOAD).model_copy(update=one_program_of_each_kind)) as llm:
         results = measure(llm, WORKLOAD, peer, lambda stage, done, total: None)
         setup = report.setup(llm, WORKLOAD, peer.name)
+        one_arm = replace(WORKLOAD, adapters=(1,), ranks=(4,), members=(1,))
+        without_base = measure(llm, one_arm, None, lambda stage, done, total: None)
     by_arm = [*results.throughput.values(), *results.step.values(), *results.peer.values()]
     measured = [*by_arm, results.floor, results.greedy, results.sampled]
     assert len(measured) == 3 * 9 + 3
     assert all(len(samples.values) == 2 and min(samples.values) > 0 for samples in measured)
     assert peer.calls == [0, 1, 3, 1, 3, 1, 3, 1, 3] * 3
+    assert results.greedy.values == results.step["base only"].values, "timed once"
+    assert len(without_base.greedy.values) == 2
     assert setup["workload"]["ranks"] == (4, 20)
     assert [row["name"] for row in report.as_json(results)["throughput"]] == [arm.name for arm in arms(WORKLOAD)]
     assert report.table(results, WORKLOAD, peer.name).row_count == 9

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
+import pytest
 
 from openlora_jax.model.checkpoint import read_weights, write_weights
 from openlora_jax.model.parameters import MATRICES, Parameters
@@ -20,13 +22,19 @@ from tests.openlora_jax.tiny import MODEL
 FEW = replace(MODEL, quantization=Quantization(format="int8", group=32))
 
 
-def test_one_kind_of_matrix_is_in_memory_twice(tmp_path: Path) -> None:
-    """What was arranged before is there once, and what comes after has not been read."""
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """The weights of `FEW`."""
     values, arrays = random_weights(MODEL, seed=0), dict[str, Any]()
     for name, weight in weight_table(FEW).items():
         how = weight.quantization
         arrays |= parts(name, quantize(values[name], how) if how else values[name])
     write_weights(tmp_path, arrays)
+    return tmp_path
+
+
+def test_one_kind_of_matrix_is_in_memory_twice(base: Path) -> None:
+    """What was arranged before is there once, and what comes after has not been read."""
     before, own, others = {id(array) for array in jax.live_arrays()}, list[int](), list[int]()
 
     def layers(weights: tuple[QuantizedMatrix, ...]) -> tuple[QuantizedMatrix, ...]:
@@ -34,9 +42,9 @@ def test_one_kind_of_matrix_is_in_memory_twice(tmp_path: Path) -> None:
         others.append(sum(array.nbytes for array in jax.live_arrays() if id(array) not in before) - own[-1])
         return stacked(weights)
 
-    found = Parameters.read(tmp_path, FEW, "float32", layers)
+    found = Parameters.read(base, FEW, "float32", layers)
     assert [each - others[0] for each in others] == [sum(own[:place]) for place in range(len(MATRICES))]
-    read = read_weights(tmp_path, FEW, "float32")
+    read = read_weights(base, FEW, "float32")
     for kind in MATRICES:
         [matrix] = getattr(found, kind)
         for layer in range(FEW.num_layers):
@@ -45,3 +53,21 @@ def test_one_kind_of_matrix_is_in_memory_twice(tmp_path: Path) -> None:
                 matrix,
                 read[f"layers.{layer}.{kind}.weight"],
             )
+
+
+def test_the_files_are_closed_before_anybody_hears_of_a_failure(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = list[ocp.Checkpointer]()
+
+    def close(checkpointer: ocp.Checkpointer) -> None:
+        original(checkpointer)
+        closed.append(checkpointer)
+
+    def layers(weights: tuple[QuantizedMatrix, ...]) -> tuple[QuantizedMatrix, ...]:
+        raise MemoryError
+
+    original = ocp.Checkpointer.close
+    monkeypatch.setattr(ocp.Checkpointer, "close", close)
+    with pytest.raises(MemoryError) as failure:
+        Parameters.read(base, FEW, "float32", layers)
+    assert failure.tb, "which keeps everything that the reader had"
+    assert len(closed) == 1
