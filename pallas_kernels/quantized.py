@@ -107,7 +107,7 @@ def halves(matrix: Int4Matrix | Nf4Matrix) -> tuple[Float32[Array, "O _"], Float
     return scale * _wide(codes & 15) + offset, scale * _wide(codes >> 4) + offset
 
 
-def half_columns(x: Float[Array, "N I"]) -> tuple[Float[Array, "N _"], Float[Array, "N _"]]:
+def half_columns(x: Float[Array, "X I"]) -> tuple[Float[Array, "X _"], Float[Array, "X _"]]:
     """What is to be multiplied by the numbers of the low halves, and by those of the high ones."""
     blocks = x.reshape(x.shape[0], -1, 2, BLOCK // 2)
     return blocks[:, :, 0].reshape(x.shape[0], -1), blocks[:, :, 1].reshape(x.shape[0], -1)
@@ -119,7 +119,7 @@ def scales(matrix: QuantizedMatrix) -> Float32[Array, "O G"]:
     return _wide(matrix.step)[:, None] * (scale * scale) if isinstance(matrix, Nf4Matrix) else scale
 
 
-def looked_up(matrix: Matrix, rows: Int[Array, "*N"], dtype: Any) -> Float[Array, "*N I"]:
+def looked_up(matrix: Matrix, rows: Int[Array, "*X"], dtype: Any) -> Float[Array, "*X I"]:
     """Some rows of a matrix, such as those of an embedding."""
     if isinstance(matrix, Array):
         return matrix[rows]

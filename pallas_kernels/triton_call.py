@@ -58,7 +58,7 @@ def triton_call(
     return called
 
 
-def dot(left: Float[Array, "I J"], right: Float[Array, "J O"]) -> Float32[Array, "I O"]:
+def dot(left: Float[Array, "X I"], right: Float[Array, "I O"]) -> Float32[Array, "X O"]:
     """Summed in float32. Without being told otherwise, float32 itself would be rounded to TF32's 10 bits first."""
     precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else lax.Precision.DEFAULT
     return jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)

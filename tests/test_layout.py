@@ -1,6 +1,7 @@
 """The house rules that a program can check: who imports whom, what is declared, what is shipped."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,8 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import pallas_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,14 +58,17 @@ class Import:
 
 def imports(package: str) -> Iterator[Import]:
     for file in sorted((ROOT / package).rglob("*.py")):
-        tree = ast.parse(file.read_text())
-        late = {child for node in ast.walk(tree) if _is_late(node) for child in ast.walk(node)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                yield from (Import(file, alias.name, node in late) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{file}: imports are absolute"
-                yield from (Import(file, f"{node.module}.{alias.name}", node in late) for alias in node.names)
+        yield from imports_of(file, ast.parse(file.read_text()))
+
+
+def imports_of(file: Path, tree: ast.Module) -> Iterator[Import]:
+    late = {child for node in ast.walk(tree) if _is_late(node) for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(file, alias.name, node in late) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            yield from (Import(file, f"{node.module}.{alias.name}", node in late) for alias in node.names)
 
 
 def _is_late(node: ast.AST) -> bool:
@@ -95,6 +101,25 @@ def test_oracles_are_not_imported_at_run_time() -> None:
         for found in imports(package):
             if found.top in ORACLES:
                 assert any(found.file.is_relative_to(user) for user in ORACLE_USERS), f"{found.file}: {found.module}"
+
+
+def axes(package: str) -> Iterator[tuple[Path, str]]:
+    """Every axis that is named in a shape of jaxtyping."""
+    for file in sorted((ROOT / package).rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        dtypes = {found.module.split(".")[1] for found in imports_of(file, tree) if found.top == "jaxtyping"}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in dtypes:
+                shape = ast.literal_eval(node.slice.elts[1]) if isinstance(node.slice, ast.Tuple) else ""
+                yield from ((file, axis) for axis in re.findall(r"[A-Za-z]\w*", re.sub(r"{.*?}", "", shape)))
+
+
+def test_shapes_are_written_in_one_alphabet() -> None:
+    alphabet = re.findall(r"(?<=  )([A-Z])  ", pallas_kernels.__doc__ or "")
+    used = {axis: file for package in MAY_IMPORT for file, axis in axes(package)}
+    assert len(alphabet) == len(set(alphabet))
+    assert {axis: file for axis, file in used.items() if axis not in alphabet} == {}
+    assert sorted(set(alphabet) - used.keys()) == []
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def gathered(tensors: Tensors) -> dict[str, Pages]:
     return found | {name: _matrix(each) for name, each in parts.items()}
 
 
-def numbers(pages: QuantizedMatrix) -> Float32[AnyArray, "*N W"]:
+def numbers(pages: QuantizedMatrix) -> Float32[AnyArray, "*X W"]:
     """What pages stand for, on the device."""
     lead = pages.codes.shape[:-1]
     flat = jax.tree.map(lambda part: part.reshape(int(np.prod(lead)), -1), pages)

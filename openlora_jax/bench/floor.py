@@ -14,8 +14,8 @@ from openlora_jax.model.config import ModelConfig
 from openlora_jax.model.parameters import Parameters
 
 
-def products(config: ModelConfig, parameters: Parameters, x: Float[Array, "D N"]) -> Float[Array, "V N"]:
-    """Every product of a decode step of N rows, chained: feature-major, q/k/v and gate/up joined, head included.
+def products(config: ModelConfig, parameters: Parameters, x: Float[Array, "D X"]) -> Float[Array, "V X"]:
+    """Every product of a decode step of X rows, chained: feature-major, q/k/v and gate/up joined, head included.
 
     No norm, no attention, no cache, no sampling: nothing that could be left out of a decoder is in it.
     """

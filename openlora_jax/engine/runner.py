@@ -194,7 +194,7 @@ class DeviceRunner:
 
     def _columns(
         self, tiles: Sequence[Tile], values: Sequence[Sequence[int] | None], rows: int
-    ) -> Int[np.ndarray, "rows width"]:
+    ) -> Int[np.ndarray, "T W"]:
         """A value for each token, where the token is."""
         placed = [[0] * self._first(tile) + list(each or ()) for tile, each in zip(tiles, values, strict=True)]
         return _padded(placed, rows, self._engine.prefill_tile)
@@ -260,7 +260,7 @@ def _length(tile: Tile) -> int:
     return 1 if tile.tokens is None else len(tile.tokens)
 
 
-def _padded(lists: Sequence[Sequence[int]], rows: int, width: int, filler: int = 0) -> Int[np.ndarray, "rows width"]:
+def _padded(lists: Sequence[Sequence[int]], rows: int, width: int, filler: int = 0) -> Int[np.ndarray, "T W"]:
     array = np.full((rows, width), filler, np.int32)
     for row, values in zip(array, lists, strict=False):
         row[: len(values)] = values

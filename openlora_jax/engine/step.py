@@ -102,8 +102,8 @@ class Program:
 class Scores(NamedTuple):
     """The log-probability of each position's target, and whether it was the most likely token."""
 
-    logprob: Float32[Array, "*N"]
-    greedy: Bool[Array, "*N"]
+    logprob: Float32[Array, "*X"]
+    greedy: Bool[Array, "*X"]
 
 
 def _nothing(tiles: int, vocab: int) -> Sampled:

@@ -194,7 +194,7 @@ def _mlp(
     return adapters.add(ops, ("down_proj",), inner, ops.linear(inner, parameters.down, layer), layer, onto=x)
 
 
-def _rms_norm(x: Float[Array, "*N W"], scale: Float[Array, "W"], epsilon: float) -> Float[Array, "*N W"]:
+def _rms_norm(x: Float[Array, "*X W"], scale: Float[Array, "W"], epsilon: float) -> Float[Array, "*X W"]:
     wide = x.astype(jnp.float32)
     normed = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
     return normed.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)

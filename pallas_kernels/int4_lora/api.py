@@ -34,12 +34,12 @@ class Int4Pages(NamedTuple):
         return 4 * int(self.b_words.shape[3])
 
 
-def unpacked(words: UInt16[Array, "*N C"], nibble: int) -> Float32[Array, "*N C"]:
+def unpacked(words: UInt16[Array, "*X W"], nibble: int) -> Float32[Array, "*X W"]:
     """Code - 8 of the column that each word has in its nth 4 bits."""
     return ((words >> 4 * nibble) & 15).astype(jnp.float32) - 8
 
 
-def packed_words(codes: Array) -> UInt16[Array, "*N _"]:
+def packed_words(codes: Array) -> UInt16[Array, "*X _"]:
     """Codes of 4 bits, packed as `pallas_kernels.quantized` does, two in a byte, in the words of a page."""
     pairs = codes.reshape(*codes.shape[:-1], -1, 2, WORDS).astype(jnp.uint16)
     words: Array = pairs[..., 0, :] | pairs[..., 1, :] << 8

@@ -27,7 +27,7 @@ def linear(
     return y.reshape(*x.shape[:-1], -1)
 
 
-def product(x: Float[Array, "N I"], weight: Float[Array, "O I"]) -> Float[Array, "N O"]:
+def product(x: Float[Array, "X I"], weight: Float[Array, "O I"]) -> Float[Array, "X O"]:
     """x W^T in the faster of two forms."""
     if x.shape[0] > FEATURE_MAJOR_ROWS:
         return x @ weight.T
@@ -38,8 +38,8 @@ def product(x: Float[Array, "N I"], weight: Float[Array, "O I"]) -> Float[Array,
 
 
 def by_blocks(
-    x: Float[Array, "N I"], outs: int, of_block: Callable[[Array | int, int], Float[Array, "V N"]]
-) -> Float[Array, "N O"]:
+    x: Float[Array, "X I"], outs: int, of_block: Callable[[Array | int, int], Float[Array, "_ X"]]
+) -> Float[Array, "X O"]:
     """x W^T with W `[outs, I]` that must be made or copied first: a block of its rows at a time, which the cache holds.
 
     `of_block` is the product of x with a block, transposed, by its first row and its number of rows.
@@ -49,7 +49,7 @@ def by_blocks(
     if turns == 1:
         return of_block(0, outs).T
 
-    def put_block(index: Array, y: Float[Array, "O N"]) -> Float[Array, "O N"]:
+    def put_block(index: Array, y: Float[Array, "O X"]) -> Float[Array, "O X"]:
         first = jnp.minimum(index * block, outs - block)  # the last one ends with W, and has a few rows twice
         return lax.dynamic_update_slice(y, of_block(first, block), (first, 0))
 

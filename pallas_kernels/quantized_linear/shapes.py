@@ -7,7 +7,7 @@ from pallas_kernels.quantized import QuantizedMatrix, shape_of
 from pallas_kernels.triton_limits import DTYPES, check_reach, check_same
 
 
-def check_quantized_linear(x: Float[Array, "N I"], weight: QuantizedMatrix) -> None:
+def check_quantized_linear(x: Float[Array, "X I"], weight: QuantizedMatrix) -> None:
     """That the product can be computed.
 
     Raises:

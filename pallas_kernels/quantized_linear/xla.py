@@ -72,8 +72,8 @@ def _by_lanes(x: Float32[Array, "I"], stack: Int8Matrix | Int4Matrix, layer: Lay
     return jnp.sum(lax.optimization_barrier(sums), axis=1)
 
 
-def _by_blocks(x: Float32[Array, "N I"], stack: QuantizedMatrix, layer: LayerIndex) -> Float32[Array, "N O"]:
-    def of_block(first: Array | int, count: int) -> Float32[Array, "O N"]:
+def _by_blocks(x: Float32[Array, "X I"], stack: QuantizedMatrix, layer: LayerIndex) -> Float32[Array, "X O"]:
+    def of_block(first: Array | int, count: int) -> Float32[Array, "O X"]:
         matrix = _layer(stack, layer, first, count)
         if isinstance(matrix, Int8Matrix):
             return product(x, lax.optimization_barrier(dense(matrix))).T

@@ -19,7 +19,7 @@ def saved_linear(
     """
     rows = x.reshape(-1, x.shape[2])
 
-    def block_of(page: Array, first: Array | int, count: int) -> Float[Array, "V N"]:
+    def block_of(page: Array, first: Array | int, count: int) -> Float[Array, "V X"]:
         block = lax.dynamic_slice(pool, (0, page, first, 0), (1, 1, count, pool.shape[3]))
         return product(rows, lax.optimization_barrier(block[0, 0])).T
 

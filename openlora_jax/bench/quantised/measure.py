@@ -140,7 +140,7 @@ def _converted(source: Path, folder: Path, progress: Progress) -> tuple[dict[str
 
 
 def perplexities(
-    bases: Mapping[str, Path], texts: Int[np.ndarray, "N L"], kept: Path, progress: Progress
+    bases: Mapping[str, Path], texts: Int[np.ndarray, "X L"], kept: Path, progress: Progress
 ) -> dict[str, float]:
     """By arm. They are always the same, and take minutes each: what is known is kept in a file."""
     software = f"openlora-jax {__version__} jax {jax.__version__}"

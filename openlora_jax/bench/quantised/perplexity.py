@@ -53,14 +53,14 @@ class Alone:
         return y
 
 
-def windows(tokens: Sequence[int], least: int) -> Int[np.ndarray, "N L"]:
+def windows(tokens: Sequence[int], least: int) -> Int[np.ndarray, "X L"]:
     """The first whole windows of a text, with at least so many tokens to score; as many as there are."""
     count = BATCH * -(-least // (BATCH * (WINDOW - 1)))
     whole = min(count, len(tokens) // (BATCH * WINDOW) * BATCH)
     return np.array(tokens[: whole * WINDOW], np.int32).reshape(whole, WINDOW)
 
 
-def perplexity(base: Path, kv_dtype: str, texts: Int[np.ndarray, "N L"], progress: Progress) -> float:
+def perplexity(base: Path, kv_dtype: str, texts: Int[np.ndarray, "X L"], progress: Progress) -> float:
     """exp of the mean surprise of a converted base model, over all tokens but the first of each window."""
     config = BaseManifest.read(base).config
     parameters = jax.tree.map(
@@ -78,8 +78,8 @@ def perplexity(base: Path, kv_dtype: str, texts: Int[np.ndarray, "N L"], progres
 
 @partial(jax.jit, static_argnums=(2, 3))
 def surprises(
-    parameters: Parameters, texts: Int[Array, "N L"], config: ModelConfig, kv_dtype: str
-) -> Float32[Array, "N _"]:
+    parameters: Parameters, texts: Int[Array, "X L"], config: ModelConfig, kv_dtype: str
+) -> Float32[Array, "X _"]:
     """-log p of every token but the first of each window."""
     count, width = texts.shape
     tiles = width // TILE
@@ -113,7 +113,7 @@ def split_linear(x: Float[Array, "T L I"], weights: tuple[Matrix, ...], layer: L
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _product(x: Float[Array, "N I"], weight: Any) -> Float32[Array, "N O"]:
+def _product(x: Float[Array, "X I"], weight: Any) -> Float32[Array, "X O"]:
     (high, low), (weight_high, weight_low) = _halves(x), _halves(weight)
     parts = ((high, weight_high), (high, weight_low), (low, weight_high))
     return sum(  # type: ignore[return-value]
@@ -121,7 +121,7 @@ def _product(x: Float[Array, "N I"], weight: Any) -> Float32[Array, "N O"]:
     )
 
 
-def _halves(x: Float[Array, "N I"]) -> tuple[Array, Array]:
+def _halves(x: Float[Array, "X I"]) -> tuple[Array, Array]:
     """Not by conversion there and back, which XLA leaves out."""
     high = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     return high.astype(jnp.bfloat16), (x - high).astype(jnp.bfloat16)

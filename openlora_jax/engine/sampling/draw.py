@@ -30,7 +30,7 @@ def draw(weights: Float32[Array, "T V"], uniform: Float32[Array, "T"]) -> Int32[
     return block * _BLOCK + within
 
 
-def _pass(weights: Float32[Array, "T N"], target: Float32[Array, "T"]) -> tuple[Int32[Array, "T"], Float32[Array, "T"]]:
+def _pass(weights: Float32[Array, "T W"], target: Float32[Array, "T"]) -> tuple[Int32[Array, "T"], Float32[Array, "T"]]:
     """The first index whose cumulative sum exceeds the target, and the target less the sum before that index.
 
     Never an index of weight 0: where rounding leaves the target at or above the total, the last one of positive weight.

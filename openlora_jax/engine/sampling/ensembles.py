@@ -27,8 +27,8 @@ class EnsembleBatch(NamedTuple):
         mean_probs: whether that combines probabilities; else logits.
     """
 
-    rows: Int32[AnyArray, "T M"]
-    weights: Float32[AnyArray, "T M"]
+    rows: Int32[AnyArray, "T A"]
+    weights: Float32[AnyArray, "T A"]
     joined: Bool[AnyArray, "T"]
     mean_probs: Bool[AnyArray, "T"]
 

@@ -25,7 +25,7 @@ class Cut(NamedTuple):
 def cut(
     ops: Ops,
     weights: Float32[Array, "T V"],
-    head: Float32[Array, "T K"],
+    head: Float32[Array, "T Z"],
     scale: Float32[Array, "T 1"],
     batch: SamplingBatch,
 ) -> Cut:
@@ -36,7 +36,7 @@ def cut(
     Args:
         ops: of the backend.
         weights: exp((logit - best logit) / scale).
-        head: the K greatest logits, best first.
+        head: the Z greatest logits, best first.
         scale: the temperature.
         batch: the filters' parameters; top_k 0 and top_p 1 keep all.
     """
@@ -50,7 +50,7 @@ def cut(
 
 def _cut_in_head(
     weights: Float32[Array, "T V"],
-    head: Float32[Array, "T K"],
+    head: Float32[Array, "T Z"],
     scale: Float32[Array, "T 1"],
     top_k: Int32[Array, "T"],
     top_p: Float32[Array, "T"],

@@ -37,8 +37,8 @@ class Sampled(NamedTuple):
 
     token: Int32[Array, "T"]
     logprob: Float32[Array, "T"]
-    top_ids: Int32[Array, "T C"]
-    top_logprobs: Float32[Array, "T C"]
+    top_ids: Int32[Array, "T Z"]
+    top_logprobs: Float32[Array, "T Z"]
 
 
 def sample(
@@ -120,12 +120,12 @@ def _choose(
     state: SamplerState,
     logits: Float32[Array, "T V"],
     batch: SamplingBatch,
-    head: Float32[Array, "T K"],
-    head_ids: Int32[Array, "T K"],
+    head: Float32[Array, "T Z"],
+    head_ids: Int32[Array, "T Z"],
 ) -> Int32[Array, "T"]:
     """The token of each row."""
 
-    def adjusted() -> tuple[Float32[Array, "T V"], Float32[Array, "T K"], Int32[Array, "T K"]]:
+    def adjusted() -> tuple[Float32[Array, "T V"], Float32[Array, "T Z"], Int32[Array, "T Z"]]:
         changed = adjust(state, logits, batch)
         return changed, *ops.top_k(changed, head.shape[1])
 
@@ -137,7 +137,7 @@ def _choose(
 
 
 def _draw(
-    ops: Ops, logits: Float32[Array, "T V"], head: Float32[Array, "T K"], batch: SamplingBatch
+    ops: Ops, logits: Float32[Array, "T V"], head: Float32[Array, "T Z"], batch: SamplingBatch
 ) -> Int32[Array, "T"]:
     scale = jnp.maximum(batch.temperature, GREEDY_BELOW)[:, None]
     weights = jnp.exp((logits - head[:, :1]) / scale)

@@ -21,10 +21,10 @@ class SamplerState(NamedTuple):
         bias: what is added to each logit; likewise.
     """
 
-    last_token: Int32[Array, "S"]
-    output_counts: Int32[Array, "S V"]
-    prompt_seen: Bool[Array, "S V"]
-    bias: Float32[Array, "S V"]
+    last_token: Int32[Array, "U"]
+    output_counts: Int32[Array, "U V"]
+    prompt_seen: Bool[Array, "U V"]
+    bias: Float32[Array, "U V"]
 
     @classmethod
     def create(cls, slots: int, vocab: int) -> "SamplerState":
