@@ -6,47 +6,15 @@ from importlib import resources
 
 import pytest
 
+from openlora_jax.bench.models import LLAMA_8B, SMOLLM2_135M
 from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.memory import MemoryPlan
-from openlora_jax.model.config import ModelConfig, RopeScaling
+from openlora_jax.model.config import ModelConfig
 from pallas_kernels.registry import PLATFORMS
 
-LLAMA_8B = ModelConfig(
-    family="llama",
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    max_position=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=500000.0,
-    rope_scaling=RopeScaling(
-        kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
-    ),
-    tie_word_embeddings=False,
-    qkv_bias=False,
-    qk_norm=False,
-    bos_token_id=128000,
-    eos_token_ids=(128001, 128008, 128009),
-)
 LLAMA_3B = replace(
     LLAMA_8B, hidden_size=3072, intermediate_size=8192, num_layers=28, num_heads=24, tie_word_embeddings=True
-)
-SMOLLM2_135M = replace(
-    LLAMA_8B,
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    max_position=8192,
-    tie_word_embeddings=True,
 )
 
 PLANNED = 0.88

@@ -12,6 +12,7 @@ import numpy as np
 
 from openlora_jax.adapters.modules import module_shapes
 from openlora_jax.bench.kernels.quantized_cases import FORMATS
+from openlora_jax.bench.models import LLAMA_8B
 from openlora_jax.engine.work import work_list
 from openlora_jax.quantization.format import Quantization
 from openlora_jax.quantization.matrix import described
@@ -23,7 +24,7 @@ from tests.gpu.deviceless import compile_for
 from tests.gpu.facts import kernels
 from tests.gpu.lowering import triton_kernels
 from tests.gpu.steps import Step
-from tests.gpu.workloads import ENGINE, LLAMA_8B, ROWS
+from tests.gpu.workloads import ENGINE, ROWS
 
 FIRST = np.asarray(0, np.int32)
 ALL_ROWS = (1, ROWS, MOST_ROWS)

@@ -11,6 +11,8 @@ from tests.gpu.workloads import INT4_PAGES
 
 GROUPS = 4
 """Of a layer's modules that share an input: q/k/v, o, gate/up, down."""
+SHARED = 99 * 1024
+"""What an L4 has for a program. Registers, not these, bound how many are resident: of 256 threads at most two."""
 (WORKLOAD,) = INT4_PAGES
 needs_compiler = pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip()))
 
@@ -30,7 +32,7 @@ def test_the_kernel_keeps_to_registers_and_tensor_cores(chip: str, kind: Kind) -
     kernel = facts.kernels["int4_lora_kernel"]
     assert kernel.spilled == 0
     assert kernel.mma != "none"
-    assert kernel.shared <= 32 * 1024
+    assert kernel.shared <= SHARED
     assert not facts.copied
 
 

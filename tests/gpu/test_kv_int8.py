@@ -2,12 +2,13 @@
 
 import pytest
 
+from openlora_jax.bench.models import LLAMA_8B
 from pallas_kernels.registry import implementations
 from tests.gpu.budget import SHALLOW
 from tests.gpu.cases import KINDS, STEPS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
-from tests.gpu.workloads import KV_INT8, LLAMA_8B, WORKLOADS
+from tests.gpu.workloads import KV_INT8, WORKLOADS
 
 (NAME, VAST), PLAIN = KV_INT8, "llama-3.1-8b"
 each_step = pytest.mark.parametrize("kind", KINDS)

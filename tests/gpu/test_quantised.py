@@ -2,6 +2,7 @@
 
 import pytest
 
+from openlora_jax.bench.models import LLAMA_8B
 from openlora_jax.model.stored import weight_bytes
 from pallas_kernels.registry import implementations
 from tests.gpu import budget
@@ -9,7 +10,7 @@ from tests.gpu.budget import DEEP, INT4, SHALLOW, STEPS
 from tests.gpu.cases import KINDS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
-from tests.gpu.workloads import LLAMA_8B, QUANTISED
+from tests.gpu.workloads import QUANTISED
 
 MATRICES = 4
 """Of a layer: q/k/v, o, gate/up, down."""

@@ -2,12 +2,13 @@
 
 import pytest
 
+from openlora_jax.bench.models import LLAMA_8B
 from pallas_kernels.registry import implementations
 from tests.gpu.budget import SHALLOW, WORKLOAD
 from tests.gpu.cases import CHIPS, KINDS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
-from tests.gpu.workloads import LLAMA_8B, SAVED
+from tests.gpu.workloads import SAVED
 
 [(NAME, OWN)] = SAVED.items()
 COMPILED: list[tuple[str, Kind]] = [*((chip, "decode") for chip in CHIPS), ("h100", "prefill")]

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 from openlora_jax.adapters.modules import PAGE_RANK
 from openlora_jax.bench.kernels.quantized_cases import FORMATS
+from openlora_jax.bench.models import LLAMA_8B, SMOLLM2_135M
 from openlora_jax.config import EngineConfig
-from openlora_jax.model.config import ModelConfig, RopeScaling
+from openlora_jax.model.config import ModelConfig
 
 ROWS = 64
 RANKS = (8, 16, 24, 32, 40, 48, 56, 64)
@@ -37,48 +38,6 @@ ENGINE = EngineConfig(
     kv_blocks=1025,
     pool_pages=1 + ROWS // len(RANKS) * sum(PAGES),
     work_items=ROWS * max(PAGES),
-)
-
-LLAMA_8B = ModelConfig(
-    family="llama",
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    max_position=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=5e5,
-    rope_scaling=RopeScaling(
-        kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
-    ),
-    tie_word_embeddings=False,
-    qkv_bias=False,
-    qk_norm=False,
-    bos_token_id=128000,
-    eos_token_ids=(128001, 128008, 128009),
-)
-
-SMOLLM2_135M = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    max_position=8192,
-    rms_norm_eps=1e-5,
-    rope_theta=1e5,
-    rope_scaling=None,
-    tie_word_embeddings=True,
-    qkv_bias=False,
-    qk_norm=False,
-    bos_token_id=1,
-    eos_token_ids=(2,),
 )
 
 FEW_ROWS = {"llama-3.1-8b 8 rows": Workload(LLAMA_8B, ENGINE.model_copy(update={"max_rows": 8, "row_buckets": (8,)}))}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from openlora_jax import memory
 from openlora_jax.adapters.demand import NONE, UNKNOWN, Demand, Kind
 from openlora_jax.adapters.modules import MODULES, VECTORS
+from openlora_jax.bench.models import SMOLLM2_135M
 from openlora_jax.config import EngineConfig
 from openlora_jax.errors import InvalidConfig
 from openlora_jax.memory import MemoryPlan, device_memory, memory_budget
@@ -18,7 +19,6 @@ from pallas_kernels.registry import LIKE, PLATFORMS, TABLE
 from pallas_kernels.triton_limits import WRAPPED
 from tests.openlora_jax.adapters.test_demand import registered
 from tests.openlora_jax.tiny import MODEL, SETTINGS
-from tests.test_configs import SMOLLM2_135M
 
 BASE = "f" * 64
 BUDGET = 40_000_000

@@ -19,7 +19,8 @@ from openlora_jax.bench.kernels.measure import Outcome, Result
 from openlora_jax.bench.kernels.sampling_cases import threshold_case, top_k_case
 from openlora_jax.bench.kernels.saved_cases import saved_linear_case
 from openlora_jax.bench.kernels.work_lists import distinct_pages, pool_pages, work_lists
-from openlora_jax.bench.kernels.workload import MIXES, SHAPES, SMOLLM2_135M, Workload
+from openlora_jax.bench.kernels.workload import MIXES, SHAPES, Workload
+from openlora_jax.bench.models import SMOLLM2_135M
 from openlora_jax.bench.samples import Samples
 from openlora_jax.config import Dtype
 from openlora_jax.quantization.format import Quantization
