@@ -20,7 +20,7 @@ from pallas_kernels.int4_lora.shapes import check_int4_lora
 from pallas_kernels.layers import LayerIndex
 from pallas_kernels.lora.api import WorkList
 from pallas_kernels.lora.config import Pass
-from pallas_kernels.lora.pallas_triton import PageKind, Ranks, Share, added, grouped, over_columns, spans_of
+from pallas_kernels.lora.item_loop import PageKind, Ranks, Share, added, grouped, over_columns, spans_of
 from pallas_kernels.triton_call import dot
 
 Ref = Any
@@ -29,9 +29,9 @@ Ref = Any
 class _Columns(NamedTuple):
     """The columns that one nibble of some words has, which are inside, and their numbers."""
 
-    column: Int[Array, "C"]
-    inside: Bool[Array, "1 C"]
-    numbers: Float32[Array, "Q C"]
+    column: Int[Array, "W"]
+    inside: Bool[Array, "1 W"]
+    numbers: Float32[Array, "Q W"]
 
 
 def int4_lora(

@@ -44,7 +44,7 @@ def linear(
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _product(x: Float[Array, "N I"], weight: QuantizedMatrix, interpret: bool) -> Float[Array, "N O"]:
+def _product(x: Float[Array, "X I"], weight: QuantizedMatrix, interpret: bool) -> Float[Array, "X O"]:
     check_quantized_linear(x, weight)
     outs, columns = shape_of(weight)
     config = quantized_linear_config(x.shape[0], outs, looked_up=isinstance(weight, Nf4Matrix))
@@ -55,7 +55,7 @@ def _product(x: Float[Array, "N I"], weight: QuantizedMatrix, interpret: bool) -
         out = pl.program_id(1) * config.outs + jnp.arange(config.outs, dtype=jnp.int32)
         row_inside, out_inside = row < x_ref.shape[0], out < outs
 
-        def add_block(turn: Array, sums: Float32[Array, "O N"]) -> Float32[Array, "O N"]:
+        def add_block(turn: Array, sums: Float32[Array, "O X"]) -> Float32[Array, "O X"]:
             block = _Block(weight, parts, out, out_inside, turn * config.block, config.block)
             scale, offset = _scale(block), _offset(block)
             for column, codes in _codes(block):
@@ -104,7 +104,7 @@ class _Block(NamedTuple):
     bytes_taken: int
 
 
-def _codes(block: _Block) -> Iterator[tuple[Int[Array, "C"], Float32[Array, "O C"]]]:
+def _codes(block: _Block) -> Iterator[tuple[Int[Array, "W"], Float32[Array, "O W"]]]:
     """What is to be scaled, and the columns that it is of. Past the last byte it is finite, and means nothing."""
     byte = block.first + jnp.arange(block.bytes_taken, dtype=jnp.int32)
     codes = _load(block, 0, byte)
@@ -145,8 +145,8 @@ def _per_group(block: _Block, part: int) -> Float32[Array, "O *G"]:
 
 
 def _scaled(
-    codes: Float32[Array, "O C"], scale: Float32[Array, "O *G"], offset: Float32[Array, "O *G"] | None
-) -> Float32[Array, "O C"]:
+    codes: Float32[Array, "O W"], scale: Float32[Array, "O *G"], offset: Float32[Array, "O *G"] | None
+) -> Float32[Array, "O W"]:
     """What codes stand for."""
 
     def spread(each: Float32[Array, "O *G"]) -> Float32[Array, "O _"]:
@@ -159,7 +159,7 @@ def _scaled(
     return numbers if offset is None else numbers + spread(offset)
 
 
-def _load(block: _Block, part: int, column: Int[Array, "C"]) -> Array:
+def _load(block: _Block, part: int, column: Int[Array, "W"]) -> Array:
     mask = block.out_inside[:, None] & (column < block.parts[part].shape[1])[None, :]
     loaded: Array = plgpu.load(block.parts[part].at[block.out[:, None], column[None, :]], mask=mask, other=0)
     return loaded

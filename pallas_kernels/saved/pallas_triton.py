@@ -47,7 +47,7 @@ def saved_linear(
         out = pl.program_id(1) * config.outs + jnp.arange(config.outs, dtype=jnp.int32)
         inside, out_inside = row < rows, out < outs
 
-        def replace(waiting: Int[Array, "N"]) -> Int[Array, "N"]:
+        def replace(waiting: Int[Array, "X"]) -> Int[Array, "X"]:
             page = jnp.max(waiting)
             theirs = waiting == page
             saved = _product(config, x_ref, pool_ref, page, (row, theirs), (out, out_inside))
@@ -73,8 +73,8 @@ def saved_linear(
 
 
 def _pages(
-    start_ref: Ref, page_ref: Ref, module: int, tile: Int[Array, "N"], inside: Bool[Array, "N"]
-) -> Int[Array, "N"]:
+    start_ref: Ref, page_ref: Ref, module: int, tile: Int[Array, "X"], inside: Bool[Array, "X"]
+) -> Int[Array, "X"]:
     """The page of each row's tile; `NONE` for a row past the end, or a tile without an item."""
     first = plgpu.load(start_ref.at[module, tile], mask=inside, other=0)
     end = plgpu.load(start_ref.at[module, tile + 1], mask=inside, other=0)
@@ -88,14 +88,14 @@ def _product(
     x_ref: Ref,
     pool_ref: Ref,
     page: Array,
-    rows: tuple[Int[Array, "N"], Bool[Array, "N"]],
-    outs: tuple[Int[Array, "V"], Bool[Array, "V"]],
-) -> Float[Array, "V N"]:
+    rows: tuple[Int[Array, "X"], Bool[Array, "X"]],
+    outs: tuple[Int[Array, "W"], Bool[Array, "W"]],
+) -> Float[Array, "W X"]:
     """W x^T of some rows of a page and some of x, each with which of them count."""
     (row, row_counts), (out, out_counts) = rows, outs
     width = x_ref.shape[1]
 
-    def add_block(turn: Array, sums: Float[Array, "V N"]) -> Float[Array, "V N"]:
+    def add_block(turn: Array, sums: Float[Array, "W X"]) -> Float[Array, "W X"]:
         column = turn * config.block + jnp.arange(config.block, dtype=jnp.int32)
         inside = (column < width)[None, :]
         x = plgpu.load(x_ref.at[row[:, None], column[None, :]], mask=row_counts[:, None] & inside, other=0)
