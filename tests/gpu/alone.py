@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from openlora_jax.adapters.modules import module_shapes
+from openlora_jax.adapters.modules import PAGE_RANK, module_shapes
 from openlora_jax.bench.kernels.quantized_cases import FORMATS
 from openlora_jax.bench.models import LLAMA_8B
 from openlora_jax.engine.work import work_list
 from openlora_jax.quantization.format import Quantization
 from openlora_jax.quantization.matrix import described
+from pallas_kernels.int4_lora.api import Int4Pages
 from pallas_kernels.lora.api import WorkList
 from pallas_kernels.quantized_linear.config import MOST_ROWS
 from pallas_kernels.registry import implementations
@@ -23,8 +24,8 @@ from tests.gpu.cases import KINDS, Kind
 from tests.gpu.deviceless import compile_for
 from tests.gpu.facts import kernels
 from tests.gpu.lowering import triton_kernels
-from tests.gpu.steps import Step
-from tests.gpu.workloads import ENGINE, ROWS
+from tests.gpu.steps import Step, step
+from tests.gpu.workloads import ENGINE, KV_INT8, ROWS
 
 FIRST = np.asarray(0, np.int32)
 ALL_ROWS = (1, ROWS, MOST_ROWS)
@@ -37,6 +38,8 @@ MATRICES = (
 """Small, wide and long."""
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("down_proj",))
 """Modules that gains and biases are for."""
+INT4_GROUPS = (("o_proj",), ("down_proj",))
+"""Modules that pages in 4 bits are for. Both steps have all groups of them in `test_int4_pages`."""
 HEADS = 5
 """Of adapters' own: more than 4 GiB."""
 
@@ -45,7 +48,9 @@ def main() -> None:
     (chip,) = sys.argv[1:]
     programs = {f"quantized_linear {how}": products(how) for how in FORMATS}
     programs |= {f"affine {kind}": changes(kind) for kind in KINDS}
+    programs |= {f"int4_lora {kind}": additions(kind) for kind in KINDS}
     programs |= {"saved_linear": heads()}
+    programs |= {f"paged_attention int8 {kind}": attention(kind) for kind in KINDS}
     found = {}
     for name, program in programs.items():
         with tempfile.TemporaryDirectory() as dump:
@@ -78,9 +83,33 @@ def changes(kind: Kind) -> Step:
     operands = {
         "outputs": [_array(tiles, tokens, sum(each)) for each in widths],
         "pools": [[_array(LLAMA_8B.num_layers, 1 + ROWS, 2, width) for width in each] for each in widths],
-        "work": _work(tiles),
+        "work": _work(tiles, ROWS),
     }
     return Step(change, operands, donated=(0,))
+
+
+def additions(kind: Kind) -> Step:
+    """What each group computes, with pages in 4 bits added."""
+    int4_lora = implementations("cuda").int4_lora
+    tiles, tokens = _tiles(kind)
+    shapes = [[module_shapes(LLAMA_8B)[module] for module in group] for group in INT4_GROUPS]
+
+    def add(inputs: Any, outputs: Any, pools: Any, work: Any) -> Any:
+        operands = zip(inputs, outputs, pools, strict=True)
+        return [int4_lora(x, y, tuple(mine), FIRST, work, tuple(range(len(mine)))) for x, y, mine in operands]
+
+    def pages(width: int) -> tuple[Any, Any]:
+        """Words and scales of A or B."""
+        dims = (LLAMA_8B.num_layers, 1 + ENGINE.work_items, PAGE_RANK)
+        return _array(*dims, width // 4, dtype="uint16"), _array(*dims, width // 32, dtype="float16")
+
+    operands = {
+        "inputs": [_array(tiles, tokens, each[0].d_in) for each in shapes],
+        "outputs": [_array(tiles, tokens, sum(shape.d_out for shape in each)) for each in shapes],
+        "pools": [[Int4Pages(*pages(shape.d_in), *pages(shape.d_out)) for shape in each] for each in shapes],
+        "work": _work(tiles, ENGINE.work_items),
+    }
+    return Step(add, operands, donated=(1,))
 
 
 def heads() -> Step:
@@ -95,9 +124,23 @@ def heads() -> Step:
         "inputs": [_array(rows, 1, LLAMA_8B.hidden_size) for rows in (1, ROWS)],
         "outputs": [_array(rows, 1, LLAMA_8B.vocab_size) for rows in (1, ROWS)],
         "pool": _array(1, HEADS, LLAMA_8B.vocab_size, LLAMA_8B.hidden_size),
-        "work": [_work(rows) for rows in (1, ROWS)],
+        "work": [_work(rows, ROWS) for rows in (1, ROWS)],
     }
     return Step(replace, operands, donated=(1,))
+
+
+def attention(kind: Kind) -> Step:
+    """Over keys and values in int8, of a single layer."""
+    ops = implementations("cuda")
+    (workload,) = KV_INT8.values()
+    operands = step(kind, workload.at_depth(1), ops).operands
+    tiles, tokens = _tiles(kind)
+
+    def attend(q: Any, kv: Any, tiles: Any) -> Any:
+        return ops.paged_attention(q, kv, FIRST, tiles.table, tiles.start, tiles.length)
+
+    q = _array(tiles, tokens, LLAMA_8B.num_heads, LLAMA_8B.head_dim)
+    return Step(attend, {"q": q, "kv": operands["kv"], "tiles": operands["tiles"]}, donated=())
 
 
 def _tiles(kind: Kind) -> tuple[int, int]:
@@ -105,8 +148,8 @@ def _tiles(kind: Kind) -> tuple[int, int]:
     return (ROWS, 1) if kind == "decode" else (ENGINE.prefill_chunk // ENGINE.prefill_tile, ENGINE.prefill_tile)
 
 
-def _work(tiles: int) -> WorkList:
-    work: WorkList = jax.eval_shape(lambda: work_list((), tiles, ROWS, {}))
+def _work(tiles: int, items: int) -> WorkList:
+    work: WorkList = jax.eval_shape(lambda: work_list((), tiles, items, {}))
     return work
 
 
