@@ -14,8 +14,9 @@ from pallas_kernels.triton_call import triton_call
 
 Ref = Any
 
-BLOCK = 4096
-"""Weights that a turn takes: 16 a thread."""
+BLOCK, BLOCKS, WARPS = 2048, 2, 16
+"""Weights that are summed side by side, 4 a thread, and how many blocks of them a turn loads. With 8 or 16 sums a
+thread ptxas spills some bytes on one chip or the other."""
 
 
 def threshold(
@@ -29,7 +30,12 @@ def threshold(
     """Found by halving, as on a CPU; a row that is settled reads nothing."""
     rows = weights.shape[0]
     call = triton_call(
-        threshold_kernel, ShapeDtypeStruct((rows,), jnp.float32), grid=(rows,), warps=8, stages=2, interpret=interpret
+        threshold_kernel,
+        ShapeDtypeStruct((rows,), jnp.float32),
+        grid=(rows,),
+        warps=WARPS,
+        stages=2,
+        interpret=interpret,
     )
     found: Array = call(weights, top_k, top_p, settled.astype(jnp.int32))
     return found
@@ -38,14 +44,16 @@ def threshold(
 def threshold_kernel(weights_ref: Ref, top_k_ref: Ref, top_p_ref: Ref, settled_ref: Ref, found_ref: Ref) -> None:
     row, size = pl.program_id(0), weights_ref.shape[1]
     top_k, top_p, live = top_k_ref[row], top_p_ref[row], settled_ref[row] == 0
-    turns = jnp.where(live, jnp.int32(pl.cdiv(size, BLOCK)), jnp.int32(0))
+    turns = jnp.where(live, jnp.int32(pl.cdiv(size, BLOCKS * BLOCK)), jnp.int32(0))
 
     def total(value: Callable[[Array], Array]) -> Callable[[Array], Array]:
         def measure(least: Array) -> Array:
             def add_block(turn: Array, sums: Array) -> Array:
-                column = turn * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
-                weights = plgpu.load(weights_ref.at[row, column], mask=column < size, other=-1.0)
-                return sums + jnp.where(weights >= least, value(weights), 0)
+                for block in range(BLOCKS):
+                    column = (turn * BLOCKS + block) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+                    weights = plgpu.load(weights_ref.at[row, column], mask=column < size, other=-1.0)
+                    sums += jnp.where(weights >= least, value(weights), 0)
+                return sums
 
             return jnp.sum(lax.fori_loop(jnp.int32(0), turns, add_block, jnp.zeros(BLOCK, jnp.float32)))
 
