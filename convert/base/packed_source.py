@@ -65,6 +65,9 @@ class PackedSource:
             raise BadCheckpoint(self.path, f"{stem}.qweight has {len(words)} dimensions, not 2")
         gptq = self._packing.method == "gptq"
         columns, rows = (words[0] * CODES, words[1]) if gptq else (words[0], words[1] * CODES)
+        if rows % CODES:
+            problem = f"{stem}.qweight has {rows} rows, whose zero points are not whole words of {CODES}"
+            raise BadCheckpoint(self.path, problem)
         groups = -(-columns // self._how.group) if self._how.group else 1
         for part, shape in (("qzeros", (groups, rows // CODES)), ("scales", (groups, rows)), ("g_idx", (columns,))):
             if found.get(f"{stem}.{part}", shape) != shape:

@@ -246,6 +246,10 @@ def damage(stored: dict[str, Any], kind: str) -> None:
         stored[f"{stem}.scales"][1, 3] = 0.01 if kind == "inexact" else 1e6
     elif kind == "desc_act":
         stored[f"{stem}.g_idx"] = stored[f"{stem}.g_idx"][::-1].copy()
+    elif kind == "half a word":
+        stored[f"{stem}.qweight"] = stored[f"{stem}.qweight"][:, :-4]
+        stored[f"{stem}.scales"] = stored[f"{stem}.scales"][:, :-4]
+        stored[f"{stem}.qzeros"] = stored[f"{stem}.qzeros"][:, :-1]
     elif kind == "not symmetric":
         stored[f"{stem}.qzeros"][0, 0] ^= 1
 
@@ -258,6 +262,7 @@ DAMAGED = {
     "inexact": (SETTINGS["gptq"], "in float32 that float16 does not hold exactly .*; use the checkpoint that it was"),
     "too large": (SETTINGS["gptq"], r"a scale of \S+up_proj in float32 that float16 does not hold exactly is not"),
     "desc_act": (SETTINGS["gptq"], "desc_act of model.layers.0.mlp.up_proj, whose groups are no neighbours"),
+    "half a word": (SETTINGS["gptq"], "up_proj.qweight has 92 rows, whose zero points are not whole words of 8"),
     "not symmetric": (SETTINGS["gptq symmetric"], "up_proj.qzeros are not all 8, although sym is true"),
 }
 
