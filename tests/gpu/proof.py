@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ MEASURED = ROOT / "docs" / "gpu_proof.json"
 REPORT = MEASURED.with_suffix(".md")
 EMULATED = Path(__file__).with_name("emulated.json")
 """Per kernel, step and chip: what executing its PTX in an emulator gave, and of which commit; written by hand."""
+
+TOGETHER = 2
+"""Compilers at work, each a process of a core and of up to 2 GB."""
 
 HEAD = """\
 # Whole models, compiled for GPUs that were not there
@@ -102,10 +106,9 @@ ALONE_COLUMNS = ("kernel", "chip", *TAKEN[1:], *EXECUTED)
 
 
 def main() -> None:
-    steps = [_measured(case) for case in cases()]
-    alone = {
-        chip: {name: dataclasses.asdict(kernel) for name, kernel in compiled_alone(chip).items()} for chip in CHIPS
-    }
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        alone = dict(zip(CHIPS, pool.map(_alone, CHIPS), strict=True))
+        steps = list(pool.map(_measured, cases()))
     MEASURED.write_text(json.dumps({"versions": _versions(), "steps": steps, "alone": alone}, indent=1) + "\n")
     REPORT.write_text(report())
 
@@ -122,6 +125,10 @@ def _measured(case: Case) -> dict[str, Any]:
     facts = {variant: compiled(dataclasses.replace(case, variant=variant)) for variant in variants}
     named = {name: value for name, value in dataclasses.asdict(case).items() if name != "variant"}
     return named | {variant: dataclasses.asdict(each) for variant, each in facts.items()}
+
+
+def _alone(chip: str) -> dict[str, Any]:
+    return {name: dataclasses.asdict(kernel) for name, kernel in compiled_alone(chip).items()}
 
 
 def _versions() -> str:
