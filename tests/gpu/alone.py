@@ -132,7 +132,7 @@ def heads() -> Step:
 def attention(kind: Kind) -> Step:
     """Over keys and values in int8, of a single layer."""
     ops = implementations("cuda")
-    workload = KV_INT8["llama-3.1-8b kv int8"]
+    (workload,) = KV_INT8.values()
     operands = step(kind, workload.at_depth(1), ops).operands
     tiles, tokens = _tiles(kind)
 

@@ -17,7 +17,7 @@ from tests.gpu.cases import Case, Kind, Variant
 from tests.gpu.facts import Facts, copied, kernels, launches
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import DONATED, Step, slicing_pools, step, without_adapters
-from tests.gpu.workloads import FEW_ROWS, INT4_PAGES, KV_INT8, QUANTISED, SAVED, WORKLOADS
+from tests.gpu.workloads import FEW_ROWS, INT4_PAGES, KV_INT8, KV_INT8_VAST, QUANTISED, SAVED, WORKLOADS
 
 TARGETS = Path(__file__).parent / "targets"
 HLO_TYPES = {
@@ -52,7 +52,8 @@ def _program(case: Case) -> Step:
         ops = without_adapters(ops)
     if case.variant == "slicing":
         ops = slicing_pools(ops)
-    workload = (WORKLOADS | FEW_ROWS | QUANTISED | SAVED | KV_INT8 | INT4_PAGES)[case.workload].at_depth(case.layers)
+    known = WORKLOADS | FEW_ROWS | QUANTISED | SAVED | KV_INT8 | KV_INT8_VAST | INT4_PAGES
+    workload = known[case.workload].at_depth(case.layers)
     program = step(case.kind, workload, ops, ensembles=case.variant == "ensembles")
     return program._replace(donated=()) if case.variant == "keeping" else program
 

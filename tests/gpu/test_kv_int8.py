@@ -8,9 +8,9 @@ from tests.gpu.budget import SHALLOW
 from tests.gpu.cases import KINDS, STEPS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
-from tests.gpu.workloads import KV_INT8, WORKLOADS
+from tests.gpu.workloads import KV_INT8, KV_INT8_VAST, WORKLOADS
 
-(NAME, VAST), PLAIN = KV_INT8, "llama-3.1-8b"
+(NAME,), (VAST,), PLAIN = KV_INT8, KV_INT8_VAST, "llama-3.1-8b"
 each_step = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -31,7 +31,7 @@ def test_the_cache_takes_half_of_bfloat16_and_its_scales() -> None:
 
 
 def test_keys_of_two_layers_are_past_4_gib() -> None:
-    keys = step("decode", KV_INT8[VAST].at_depth(SHALLOW), implementations("cuda")).operands["kv"].keys
+    keys = step("decode", KV_INT8_VAST[VAST].at_depth(SHALLOW), implementations("cuda")).operands["kv"].keys
     assert keys.size > 1 << 32
 
 

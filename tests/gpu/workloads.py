@@ -60,10 +60,10 @@ SAVED = {"llama-3.1-8b saved": Workload(LLAMA_8B, ENGINE.model_copy(update={"sav
 """With room for adapters' own heads and embeddings, past 4 GiB of each."""
 
 QUANTISED = {f"llama-3.1-8b {how}": Workload(replace(LLAMA_8B, quantization=how), ENGINE) for how in FORMATS}
-KV_INT8 = {
-    "llama-3.1-8b kv int8": Workload(LLAMA_8B, ENGINE.model_copy(update={"kv_dtype": "int8"})),
+KV_INT8 = {"llama-3.1-8b kv int8": Workload(LLAMA_8B, ENGINE.model_copy(update={"kv_dtype": "int8"}))}
+KV_INT8_VAST = {
     "llama-3.1-8b kv int8 past 4 GiB": Workload(
         LLAMA_8B, ENGINE.model_copy(update={"kv_dtype": "int8", "kv_blocks": 40_000})
-    ),
+    )
 }
-"""The second has keys past 4 GiB with two layers."""
+"""With keys past 4 GiB in two layers."""
