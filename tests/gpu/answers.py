@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 from openlora_jax.demo.prompts import PROMPTS, DemoPrompt
-from tests.system.compare import TIE
+from tests.system.compare import before_a_tie
 
 Run = Callable[..., CompletedProcess[str]]
 """Starts `openlora` with arguments, and environment variables by name."""
@@ -48,8 +48,4 @@ def differences(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[s
 
 def sure_tokens(sample: Mapping[str, Any]) -> int:
     """Tokens before the first tie."""
-    for nth, token in enumerate(sample["logprobs"]):
-        best, second = (each["logprob"] for each in token["top"])
-        if best - second < TIE:
-            return nth
-    return len(sample["logprobs"])
+    return before_a_tie([[each["logprob"] for each in token["top"]] for token in sample["logprobs"]])

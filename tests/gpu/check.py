@@ -91,9 +91,8 @@ def demo() -> tuple[str, bool]:
     problems = differences(found, expected)
     sure = sum(sure_tokens(sample) for line in expected for sample in line["outputs"])
     state = "FAIL" if problems else "pass"
-    return "\n".join([f"\n{state}  the demo's answers, greedy, as on the CPU: {sure} tokens", *problems]), bool(
-        problems
-    )
+    head = f"\n{state}  the demo's answers, greedy, as on the CPU: {sure} tokens"
+    return "\n".join([head, *problems]), bool(problems)
 
 
 def openlora(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

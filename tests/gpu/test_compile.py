@@ -17,10 +17,8 @@ from tests.gpu.cases import (
     compiled_vast,
     reason_to_skip,
 )
-from tests.gpu.workloads import INT4_PAGES, KV_INT8
+from tests.gpu.workloads import INT4_PAGES, KV_INT8, PROJECTION_GROUPS
 
-PROJECTION_GROUPS = 4
-"""Of a layer: q/k/v, o, gate/up, down."""
 ADDED_UP_BEFORE = {"a100": 1}
 """The parts of q, which XLA would rather not read twice there, for each half of a head."""
 EMBEDDING_AND_HEAD = 2

@@ -7,12 +7,10 @@ from tests.gpu.budget import SHALLOW
 from tests.gpu.cases import CHIPS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
-from tests.gpu.workloads import FEW_ROWS
+from tests.gpu.workloads import FEW_ROWS, PROJECTION_GROUPS
 
 [(NAME, WORKLOAD)] = FEW_ROWS.items()
 DECODE: list[tuple[str, Kind]] = [(chip, "decode") for chip in CHIPS]
-GROUPS = 4
-"""Of a layer's modules that share an input: q/k/v, o, gate/up, down."""
 
 
 def test_positions_are_split_and_joined() -> None:
@@ -27,7 +25,7 @@ def test_positions_are_split_and_joined() -> None:
 def test_kernels_do_not_spill_and_state_stays_where_it_lies(chip: str, kind: Kind) -> None:
     facts = compiled(Case(chip, kind, NAME, SHALLOW))
     assert {name: kernel.spilled for name, kernel in facts.kernels.items()} == dict.fromkeys(facts.kernels, 0)
-    assert facts.kernels["lora_kernel"].launches == GROUPS * SHALLOW + 1
+    assert facts.kernels["lora_kernel"].launches == PROJECTION_GROUPS * SHALLOW + 1
     assert facts.kernels["join_splits_kernel"].launches == SHALLOW
     assert facts.aliased == facts.donated
     assert facts.copied == []

@@ -7,10 +7,8 @@ from tests.gpu.budget import DEEP, SHALLOW
 from tests.gpu.cases import KINDS, STEPS, Case, Kind, compiled, mostly_slow, reason_to_skip
 from tests.gpu.lowering import lower_cuda, triton_kernels
 from tests.gpu.steps import step
-from tests.gpu.workloads import INT4_PAGES
+from tests.gpu.workloads import INT4_PAGES, PROJECTION_GROUPS
 
-GROUPS = 4
-"""Of a layer's modules that share an input: q/k/v, o, gate/up, down."""
 SHARED = 99 * 1024
 """What an L4 has for a program. Registers, not these, bound how many are resident: of 256 threads at most two."""
 (WORKLOAD,) = INT4_PAGES
@@ -21,7 +19,7 @@ needs_compiler = pytest.mark.skipif(reason_to_skip() is not None, reason=str(rea
 def test_a_group_is_one_launch_more(kind: Kind) -> None:
     program = step(kind, INT4_PAGES[WORKLOAD].at_depth(1), implementations("cuda"))
     kernels = triton_kernels(lower_cuda(program.function, *program.operands.values(), donated=program.donated))
-    assert kernels["int4_lora_kernel"] == GROUPS
+    assert kernels["int4_lora_kernel"] == PROJECTION_GROUPS
 
 
 @pytest.mark.gpu_compile

@@ -14,6 +14,9 @@ RANKS = (8, 16, 24, 32, 40, 48, 56, 64)
 
 PAGES = [-(-rank // PAGE_RANK) for rank in RANKS]
 
+PROJECTION_GROUPS = 4
+"""Of a layer's modules that share an input: q/k/v, o, gate/up, down."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:

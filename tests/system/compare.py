@@ -1,6 +1,6 @@
 """When two answers are the same answer: as many equal tokens as the model itself is sure of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from openlora_jax import SamplingParams
 from openlora_jax.outputs import Generation, Sample
@@ -28,11 +28,15 @@ def assert_same(found: Generation, expected: Generation) -> int:
 
 def sure(sample: Sample) -> int:
     """Tokens before the first tie."""
-    for index, token in enumerate(sample.logprobs):
-        best, second = token.top.values()
+    return before_a_tie([list(token.top.values()) for token in sample.logprobs])
+
+
+def before_a_tie(tops: Sequence[Iterable[float]]) -> int:
+    """Tokens before the first whose best two log-probabilities, given for each, are about the same."""
+    for index, (best, second) in enumerate(tops):
         if best - second < TIE:
             return index
-    return len(sample.logprobs)
+    return len(tops)
 
 
 def tokens(answers: Sequence[Generation]) -> list[tuple[int, ...]]:

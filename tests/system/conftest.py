@@ -1,5 +1,6 @@
-"""Two engines for all tests of this folder: one as it is served, which pages, and one that never has to."""
+"""Two engines for all tests here, one as it is served, which pages, and one that never has to; and the real base."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +43,12 @@ def exact_llm(base: Path, store: Path, names: list[str]) -> Iterator[LLM]:
     settings = {"max_rows": 16, "row_buckets": (16,), "pool_pages": len(names) + 9, "deterministic": True}
     with tiny_llm(base, store, **settings) as llm:
         yield llm
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, converted."""
+    base = Path(os.environ.get("OPENLORA_SMOLLM2_BASE", ".cache/base/smollm2-135m-instruct"))
+    if not base.exists():
+        pytest.skip(f"{base} is not there: `make base` makes it, or set OPENLORA_SMOLLM2_BASE")
+    return base

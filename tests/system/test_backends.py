@@ -1,6 +1,5 @@
 """Whole steps with the kernels of CUDA, interpreted, answer as the CPU does: what takes minutes to compile is slow."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,17 +151,14 @@ def test_every_row_is_another_answer(expected: tuple[list[Generation], list[list
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+def demo(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Paths:
     """SmolLM2-135M-Instruct and the demo's adapters."""
-    base = Path(os.environ.get("OPENLORA_SMOLLM2_BASE", ".cache/base/smollm2-135m-instruct"))
-    if not base.exists():
-        pytest.skip(f"{base} is not there: `make base` makes it, or set OPENLORA_SMOLLM2_BASE")
     store = tmp_path_factory.mktemp("demo") / "store"
     opened = AdapterStore.create(store)
     for folder in (Path(openlora_jax.demo.__file__).parent / "adapters").iterdir():
-        conversion = convert_adapter(folder, BaseManifest.read(base))
+        conversion = convert_adapter(folder, BaseManifest.read(smollm2))
         opened.install(folder.name, conversion.manifest, conversion.tensors)
-    return base, store
+    return smollm2, store
 
 
 @pytest.mark.slow

@@ -28,14 +28,6 @@ STATUS = Path("/proc/self/statm")
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Path:
-    base = Path(os.environ.get("OPENLORA_SMOLLM2_BASE", ".cache/base/smollm2-135m-instruct"))
-    if not base.exists():
-        pytest.skip(f"{base} is not there: `make base` makes it, or set OPENLORA_SMOLLM2_BASE")
-    return base
-
-
-@pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> AdapterStore:
     path = tmp_path_factory.mktemp("many") / "store"
     install(path, smollm2, NAMES, dtype="bfloat16", scale=1.0)
